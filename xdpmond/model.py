@@ -381,3 +381,12 @@ PROTOCOL_NAMES = {1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 41: "ipv6", 47: "gr
 
 def protocol_name(number: int) -> str:
     return PROTOCOL_NAMES.get(number, str(number))
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks for a change: the uid, the unique bus name (or "SIGHUP"), and the process as it was when first seen."""
+
+    uid: int
+    name: str
+    pid: int | None = None

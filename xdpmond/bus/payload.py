@@ -1,0 +1,138 @@
+"""Bulk data as descriptors: a sealed file for what is there now, a pipe for what is to come.
+
+Both carry JSON Lines. A list of a million entries as D-Bus values would take the bus daemon's memory and both ends' time; a memfd costs
+neither, and its seals tell the reader that nothing changes under its eyes. The pipe of `FollowEvents` belongs to one reader. If that
+reader is slow, its feed drops events, and the next line that fits says how many: nobody else waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any, Protocol
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+_BATCH = 512 * 1024
+"""Bytes gathered before each write to a memfd."""
+
+
+class EventFeed(Protocol):
+    """One follower's queue of events, as the service hands it out. `lost` counts what this queue dropped since it was made."""
+
+    lost: int
+
+    def __aiter__(self) -> AsyncIterator[Mapping[str, Any]]: ...
+
+    def close(self) -> None: ...
+
+
+def dumps(value: Any) -> str:
+    """JSON on one line, ASCII: what a D-Bus string and a line can hold."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+async def sealed_lines(name: str, rows: Iterable[Mapping[str, Any]]) -> int:
+    """A memfd with one JSON object a line, sealed, positioned at its start. The caller closes it."""
+    task = asyncio.ensure_future(asyncio.to_thread(_write_lines, name, rows))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        # The thread goes on; the descriptor that it makes has no other owner.
+        task.add_done_callback(lambda done: None if done.cancelled() or done.exception() else os.close(done.result()))
+        raise
+
+
+def _write_lines(name: str, rows: Iterable[Mapping[str, Any]]) -> int:
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        batch = bytearray()
+        for row in rows:
+            batch += dumps(row).encode()
+            batch += b"\n"
+            if len(batch) >= _BATCH:
+                _write_all(descriptor, batch)
+                batch.clear()
+        _write_all(descriptor, batch)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _write_all(descriptor: int, data: bytearray) -> None:
+    rest = memoryview(data)
+    try:
+        while rest:
+            written = os.write(descriptor, rest)
+            rest = rest[written:]
+    finally:
+        rest.release()
+
+
+class Follower:
+    """Moves the events of one feed into one pipe until the reader goes away. `reader` is the end to send to the caller."""
+
+    def __init__(self, feed: EventFeed):
+        self._feed = feed
+        self.reader, self._writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._writer, False)
+
+    async def run(self) -> None:
+        """Write until the reader closes its end; close ours in every case. The reader's end is not touched here."""
+        loop = asyncio.get_running_loop()
+        gone = loop.create_future()
+        # A pipe's write end reports an error, and with it readability, when the last reader closes.
+        loop.add_reader(self._writer, lambda: gone.done() or gone.set_result(None))
+        pump = asyncio.ensure_future(self._pump())
+        try:
+            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if pump.done():
+                pump.result()
+        finally:
+            loop.remove_reader(self._writer)
+            pump.cancel()
+            await asyncio.gather(pump, return_exceptions=True)
+            self._feed.close()
+            os.close(self._writer)
+
+    def discard(self) -> None:
+        """Close all of it when `run` was never started."""
+        self._feed.close()
+        os.close(self._writer)
+        os.close(self.reader)
+
+    async def _pump(self) -> None:
+        reported = self._feed.lost
+        try:
+            async for event in self._feed:
+                lost = self._feed.lost
+                if lost != reported:
+                    await self._write(dumps({"lost": lost - reported}).encode() + b"\n")
+                    reported = lost
+                await self._write(dumps(event).encode() + b"\n")
+        except BrokenPipeError:
+            return
+
+    async def _write(self, line: bytes) -> None:
+        rest = memoryview(line)
+        while rest:
+            try:
+                written = os.write(self._writer, rest)
+            except BlockingIOError:
+                await self._writable()
+                continue
+            rest = rest[written:]
+
+    async def _writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        loop.add_writer(self._writer, lambda: future.done() or future.set_result(None))
+        try:
+            await future
+        finally:
+            loop.remove_writer(self._writer)
