@@ -85,9 +85,10 @@ class GuardError(XdpmondError):
 
 
 class KernelError(XdpmondError):
-    """The kernel refused: compile, load, attach or a map operation. The message carries the kernel's reason."""
+    """The kernel refused: compile, load, attach or a map operation. The message carries the kernel's reason, `errno` its number."""
 
     code = "kernel"
+    errno = 0
 
 
 class ForeignProgramError(KernelError):

@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * One parser a header: cursor in, bounds first, next protocol out. No map is touched here.
+ *
+ * Two promises hold for any sequence of bytes. Once `source` is filled in (`family` is set), nothing that follows takes it back. And a
+ * port is filled in only if the whole of it was read from the transport header of a first or only fragment.
+ */
+#ifndef XDPMOND_PARSE_H
+#define XDPMOND_PARSE_H
+
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/ip.h>
+#include <uapi/linux/ipv6.h>
+
+#define XM_VLAN_DEPTH 2
+#define XM_EXTENSION_DEPTH 8 /* RFC 8200, section 4.1 names seven in order; AH may stand among them */
+
+#define XM_NEXT_FRAGMENT 44
+#define XM_NEXT_NONE 59
+#define XM_PROTOCOL_SCTP 132
+#define XM_DHCP_SERVER 67
+#define XM_DHCP_CLIENT 68
+#define XM_DHCPV6_CLIENT 546
+#define XM_DHCPV6_SERVER 547
+
+#define XM_TCP_SYN 0x02
+#define XM_TCP_ACK 0x10
+
+/* Why a packet that would be dropped passes all the same. */
+enum xm_essential {
+	XM_NOT_ESSENTIAL,
+	XM_ESSENTIAL_ALWAYS,          /* cannot come from beyond the link: neighbour discovery, DHCPv6 from a link-local address */
+	XM_ESSENTIAL_BEFORE_DEFAULT,  /* not from a source that is denied by name: DHCP */
+};
+
+struct xm_cursor {
+	void *at;
+	void *end;
+	u64 *anomalies; /* this CPU's counts, by enum xm_anomaly */
+};
+
+/* Lives in a per-CPU map, not on the stack: the verifier then forgets what it knew of each field, and the paths through the parser meet. */
+struct xm_packet {
+	u64 source[2]; /* network byte order; IPv4 in the first 4 bytes */
+	u64 destination[2];
+	u32 left;      /* bytes of the IP packet from the cursor on, by the header's own word */
+	u16 source_port;
+	u16 destination_port;
+	u16 vlan;
+	u8 family;
+	u8 protocol;
+	u8 class;
+	u8 hop_limit;
+	u8 has_ports;
+	u8 tcp_flags;
+	u8 fragment;   /* 1: part of a fragmented packet, first or later */
+	u8 later;      /* 1: no transport header here */
+	u8 essential;
+};
+
+#define xm_odd(cursor, what) ((cursor)->anomalies[what] += 1)
+
+/* IP total and payload lengths of 0 mean "as long as the frame" (jumbogram, BIG TCP aggregate). */
+#define XM_LEFT_UNKNOWN 0xffffffffU
+
+struct xm_vlan {
+	__be16 tci;
+	__be16 next;
+};
+
+/* Returns the EtherType behind the link header and up to two tags, in host byte order, or -1. */
+static __always_inline int xm_parse_link(struct xm_cursor *c, struct xm_packet *p)
+{
+	struct ethhdr *eth = c->at;
+	if ((void *)(eth + 1) > c->end) {
+		xm_odd(c, XM_ANOMALY_SHORT_FRAME);
+		return -1;
+	}
+	c->at = eth + 1;
+	u16 type = bpf_ntohs(eth->h_proto);
+#pragma unroll
+	for (int depth = 0; depth < XM_VLAN_DEPTH; depth++) {
+		if (type != ETH_P_8021Q && type != ETH_P_8021AD)
+			break;
+		struct xm_vlan *tag = c->at;
+		if ((void *)(tag + 1) > c->end) {
+			xm_odd(c, XM_ANOMALY_SHORT_FRAME);
+			return -1;
+		}
+		if (depth == 0)
+			p->vlan = bpf_ntohs(tag->tci) & 0x0fff;
+		type = bpf_ntohs(tag->next);
+		c->at = tag + 1;
+	}
+	if (type == ETH_P_8021Q || type == ETH_P_8021AD) {
+		xm_odd(c, XM_ANOMALY_VLAN_DEPTH);
+		return -1;
+	}
+	return type;
+}
+
+/* Returns the transport protocol, or -1 if no source could be read or nothing further can be. */
+static __always_inline int xm_parse_ipv4(struct xm_cursor *c, struct xm_packet *p)
+{
+	struct iphdr *ip = c->at;
+	if ((void *)(ip + 1) > c->end) {
+		xm_odd(c, XM_ANOMALY_SHORT_IP);
+		return -1;
+	}
+	if (ip->version != 4) {
+		xm_odd(c, XM_ANOMALY_IP_VERSION);
+		return -1;
+	}
+	p->family = XM_FAMILY_IPV4;
+	p->source[0] = 0;
+	p->destination[0] = 0;
+	*(u32 *)&p->source[0] = ip->saddr;
+	*(u32 *)&p->destination[0] = ip->daddr;
+	p->protocol = ip->protocol;
+	p->hop_limit = ip->ttl;
+
+	u32 header = ip->ihl * 4U;
+	u32 total = bpf_ntohs(ip->tot_len);
+	if (header < sizeof(*ip) || (total && total < header) || c->at + header > c->end) {
+		xm_odd(c, XM_ANOMALY_IP_LENGTH);
+		return -1;
+	}
+	p->left = total ? total - header : XM_LEFT_UNKNOWN;
+	u16 fragment = bpf_ntohs(ip->frag_off);
+	p->fragment = (fragment & 0x3fff) != 0; /* more fragments, or an offset */
+	p->later = (fragment & 0x1fff) != 0;
+	c->at += header;
+	return ip->protocol;
+}
+
+struct xm_extension {
+	u8 next;
+	u8 length; /* units of 8 bytes beyond the first 8; in AH units of 4 beyond the first 8 */
+	__be16 fragment_offset;
+	__be32 fragment_id;
+};
+
+/* IANA's IPv6 extension header types that can be followed: not ESP, nor "no next header". The verifier explores each branch of each round of
+   the loop below, so that one test of a bit is worth its look. */
+static __always_inline bool xm_is_extension(u8 next)
+{
+	const u64 low = 1ULL << IPPROTO_HOPOPTS | 1ULL << IPPROTO_ROUTING | 1ULL << XM_NEXT_FRAGMENT | 1ULL << IPPROTO_AH | 1ULL << IPPROTO_DSTOPTS;
+	const u64 high = 1ULL << (135 - 128) | 1ULL << (139 - 128) | 1ULL << (140 - 128); /* mobility, HIP, shim6 */
+	u64 of = next & 128 ? high : low;
+	return next & 64 ? false : of >> (next & 63) & 1;
+}
+
+/* Follows extension headers from `next` on; returns the transport protocol, or -1 if the chain cannot be followed to one. */
+static __always_inline int xm_parse_extensions(struct xm_cursor *c, struct xm_packet *p, int next)
+{
+#pragma unroll
+	for (int depth = 0; depth <= XM_EXTENSION_DEPTH; depth++) {
+		if (!xm_is_extension(next))
+			return next;
+		if (depth == XM_EXTENSION_DEPTH)
+			break;
+		struct xm_extension *header = c->at;
+		if ((void *)(header + 1) > c->end || p->left < sizeof(*header)) {
+			xm_odd(c, XM_ANOMALY_SHORT_EXTENSION);
+			return -1;
+		}
+		u32 length = (header->length + 1U) * 8;
+		if (next == IPPROTO_AH)
+			length = (header->length + 2U) * 4;
+		if (next == XM_NEXT_FRAGMENT) {
+			length = sizeof(*header);
+			u16 fragment = bpf_ntohs(header->fragment_offset);
+			p->fragment = (fragment & 0xfff9) != 0; /* an atomic fragment (RFC 6946) is whole */
+			p->later = (fragment & 0xfff8) != 0;
+		}
+		if (c->at + length > c->end || p->left < length) {
+			xm_odd(c, XM_ANOMALY_SHORT_EXTENSION);
+			return -1;
+		}
+		next = header->next;
+		p->protocol = next;
+		c->at += length;
+		if (p->left != XM_LEFT_UNKNOWN)
+			p->left -= length;
+		if (p->later)
+			return next;
+	}
+	xm_odd(c, XM_ANOMALY_EXTENSION_DEPTH);
+	return -1;
+}
+
+static __always_inline int xm_parse_ipv6(struct xm_cursor *c, struct xm_packet *p)
+{
+	struct ipv6hdr *ip = c->at;
+	if ((void *)(ip + 1) > c->end) {
+		xm_odd(c, XM_ANOMALY_SHORT_IP);
+		return -1;
+	}
+	if (ip->version != 6) {
+		xm_odd(c, XM_ANOMALY_IP_VERSION);
+		return -1;
+	}
+	p->family = XM_FAMILY_IPV6;
+	__builtin_memcpy(p->source, &ip->saddr, 16);
+	__builtin_memcpy(p->destination, &ip->daddr, 16);
+	p->hop_limit = ip->hop_limit;
+	p->protocol = ip->nexthdr;
+	u32 payload = bpf_ntohs(ip->payload_len);
+	p->left = payload ? payload : XM_LEFT_UNKNOWN;
+	c->at = ip + 1;
+	return xm_parse_extensions(c, p, ip->nexthdr);
+}
+
+struct xm_transport {
+	__be16 source;
+	__be16 destination;
+};
+
+/* Ports of TCP, UDP and SCTP; flags of TCP; what keeps a host reachable. Names only what was read. */
+static __always_inline void xm_parse_transport(struct xm_cursor *c, struct xm_packet *p, int protocol)
+{
+	if (p->later) {
+		xm_odd(c, XM_ANOMALY_LATER_FRAGMENT);
+		return;
+	}
+	if (protocol == IPPROTO_ICMPV6 && p->family == XM_FAMILY_IPV6) {
+		u8 *type = c->at;
+		if ((void *)(type + 1) > c->end || p->left < 1) {
+			xm_odd(c, XM_ANOMALY_SHORT_TRANSPORT);
+			return;
+		}
+		/* RFC 4861: 134 router advertisement, 135 and 136 neighbour solicitation and advertisement; hop limit 255 proves that no router
+		   forwarded it. RFC 6980 forbids fragments. */
+		if (*type >= 134 && *type <= 136 && p->hop_limit == 255 && !p->fragment)
+			p->essential = XM_ESSENTIAL_ALWAYS;
+		return;
+	}
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP && protocol != XM_PROTOCOL_SCTP)
+		return;
+	struct xm_transport *ports = c->at;
+	if ((void *)(ports + 1) > c->end || p->left < sizeof(*ports)) {
+		xm_odd(c, XM_ANOMALY_SHORT_TRANSPORT);
+		return;
+	}
+	p->source_port = bpf_ntohs(ports->source);
+	p->destination_port = bpf_ntohs(ports->destination);
+	p->has_ports = 1;
+	if (protocol == IPPROTO_TCP) {
+		u8 *flags = c->at + 13;
+		if ((void *)(flags + 1) > c->end || p->left < 14)
+			xm_odd(c, XM_ANOMALY_SHORT_TRANSPORT);
+		else
+			p->tcp_flags = *flags;
+	} else if (protocol == IPPROTO_UDP) {
+		bool answer = p->source_port == XM_DHCP_SERVER && p->destination_port == XM_DHCP_CLIENT;
+		if (p->family == XM_FAMILY_IPV4 && answer)
+			p->essential = XM_ESSENTIAL_BEFORE_DEFAULT;
+		bool answer6 = p->source_port == XM_DHCPV6_SERVER && p->destination_port == XM_DHCPV6_CLIENT;
+		bool link_local = (p->source[0] & bpf_htonll(0xffc0000000000000ULL)) == bpf_htonll(0xfe80000000000000ULL);
+		if (p->family == XM_FAMILY_IPV6 && answer6 && link_local)
+			p->essential = XM_ESSENTIAL_ALWAYS;
+	}
+}
+
+static __always_inline u8 xm_class_of(u8 protocol)
+{
+	switch (protocol) {
+	case IPPROTO_TCP:
+		return XM_CLASS_TCP;
+	case IPPROTO_UDP:
+		return XM_CLASS_UDP;
+	case IPPROTO_ICMP:
+		return XM_CLASS_ICMP;
+	case IPPROTO_ICMPV6:
+		return XM_CLASS_ICMPV6;
+	case XM_PROTOCOL_SCTP:
+		return XM_CLASS_SCTP;
+	default:
+		return XM_CLASS_OTHER;
+	}
+}
+
+/* Parse from the IP header on. `type` is the EtherType. */
+static __always_inline void xm_parse_network(struct xm_cursor *c, struct xm_packet *p, int type)
+{
+	int protocol = -1;
+	p->class = XM_CLASS_NON_IP;
+	if (type == ETH_P_IP)
+		protocol = xm_parse_ipv4(c, p);
+	else if (type == ETH_P_IPV6)
+		protocol = xm_parse_ipv6(c, p);
+	else if (type == ETH_P_ARP)
+		p->class = XM_CLASS_ARP;
+	if (p->family)
+		p->class = xm_class_of(p->protocol);
+	if (protocol >= 0)
+		xm_parse_transport(c, p, protocol);
+}
+
+#endif

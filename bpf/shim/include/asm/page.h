@@ -1,0 +1,1 @@
+/* BCC includes this; PAGE_SIZE stands in linux/kconfig.h. */

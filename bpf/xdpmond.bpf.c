@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The way of a packet: parse, look up the policy, account, perhaps sample an event, pass or drop.
+ *
+ * Compiled by BCC at start. XM_CPUS, XM_SETS, XM_PREFIXES, XM_RULE_CELLS, XM_RING_PAGES come from the configuration; XM_EVENTS and
+ * XM_FRAGS are defined if wanted and possible. What is counted is counted here, for every packet; an event is a sample.
+ */
+#include "abi.h"
+#include "parse.h"
+
+BPF_F_TABLE("array", u32, struct xm_control, control, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct xm_ledger, ledger, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct xm_set, talkers, XM_CPUS * XM_SETS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u64, ports, 65536 / 8, BPF_F_MMAPABLE);
+BPF_F_TABLE("lpm_trie", struct xm_prefix, struct xm_rule, policy_0, XM_PREFIXES, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("lpm_trie", struct xm_prefix, struct xm_rule, policy_1, XM_PREFIXES, BPF_F_NO_PREALLOC);
+BPF_PERCPU_ARRAY(totals, struct xm_count, XM_TOTAL_CELLS);
+BPF_PERCPU_ARRAY(rules, struct xm_count, XM_RULE_CELLS);
+BPF_PERCPU_ARRAY(tallies, struct xm_tallies, 1);
+BPF_PERCPU_ARRAY(packet, struct xm_packet, 1);
+#ifdef XM_EVENTS
+BPF_PERCPU_ARRAY(budget, struct xm_budget, 1);
+BPF_PERCPU_ARRAY(sampler, struct xm_sampler, XM_SAMPLER_CELLS);
+BPF_RINGBUF_OUTPUT(events, XM_RING_PAGES);
+#endif
+
+#define barrier() asm volatile("" ::: "memory")
+
+/* Both are per CPU, or of one CPU's slice, so that plain additions lose nothing. */
+static __always_inline void add(struct xm_count *count, u32 size)
+{
+	count->packets += 1;
+	count->bytes += size;
+}
+
+static __always_inline u64 mix(u64 hash, u64 word, u64 multiplier)
+{
+	hash = (hash ^ word) * multiplier;
+	return hash ^ (hash >> 32);
+}
+
+/* A sender who does not know the seed cannot aim at a set of the talker table. */
+static __always_inline u64 hash_talker(const struct xm_control *ctl, const struct xm_packet *p, u64 tail)
+{
+	u64 hash = mix(ctl->seed[0], p->source[0], ctl->seed[1]);
+	hash = mix(hash, p->source[1], ctl->seed[2]);
+	return mix(hash, tail, ctl->seed[3]);
+}
+
+static __always_inline u8 port_flags(u16 port)
+{
+	u32 cell = port >> 3;
+	u64 *flags = ports.lookup(&cell);
+	return flags ? (u8)(*flags >> ((port & 7) * 8)) : 0;
+}
+
+/* The port that a talker is kept under: an ephemeral port that nobody listens on is folded with its like, or each answer to this host's
+   own connections would be a talker of its own. */
+static __always_inline u16 talker_port(const struct xm_control *ctl, const struct xm_packet *p)
+{
+	u16 port = p->destination_port;
+	if (!p->has_ports)
+		return XM_PORT_NONE;
+	if (port < ctl->ephemeral_first || port > ctl->ephemeral_last)
+		return port;
+	u8 listens = p->protocol == IPPROTO_UDP ? XM_PORT_UDP_LISTENS : XM_PORT_TCP_LISTENS;
+	return port_flags(port) & listens ? port : ctl->ephemeral_first;
+}
+
+/* Counts that the daemon has not read from this entry and would lose with it. While it reads the window before the running one, that
+   window's counts are not lost but keep the entry from being replaced. */
+static __always_inline bool keeps_closed(const struct xm_talker *t, u32 window)
+{
+	return (t->window == window && t->packets[1]) || (t->window == window - 1 && t->packets[0]);
+}
+
+static __always_inline void roll(struct xm_talker *t, u32 window)
+{
+	bool just_before = t->window == window - 1;
+	t->packets[1] = just_before ? t->packets[0] : 0;
+	t->bytes[1] = just_before ? t->bytes[0] : 0;
+	t->syns[1] = just_before ? t->syns[0] : 0;
+	barrier(); /* a reader that sees the new number must see the moved counts: see kernel/talkers.py */
+	t->window = window;
+	barrier();
+	t->packets[0] = 0;
+	t->bytes[0] = 0;
+	t->syns[0] = 0;
+}
+
+/* Counts the packet in the talker table of this CPU. Returns true if the talker was there before. */
+static __always_inline bool account_talker(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies, u32 size,
+					   u32 now)
+{
+	u16 port = talker_port(ctl, p);
+	u64 tail = port | (u64)p->protocol << 16 | (u64)p->family << 24;
+	u32 index = bpf_get_smp_processor_id() * XM_SETS + (u32)(hash_talker(ctl, p, tail) & (XM_SETS - 1));
+	struct xm_set *set = talkers.lookup(&index);
+	if (!set) {
+		add(&tallies->untracked, size);
+		return false;
+	}
+	u32 window = *(volatile u32 *)&ctl->window;
+	bool reading = *(volatile u32 *)&ctl->read_window != window - 1;
+	bool syn = (p->tcp_flags & (XM_TCP_SYN | XM_TCP_ACK)) == XM_TCP_SYN;
+
+	struct xm_talker *victim = 0;
+	u32 victim_age = 0;
+#pragma unroll
+	for (int way = 0; way < XM_WAYS; way++) {
+		struct xm_talker *t = &set->way[way];
+		u64 *key = (u64 *)t;
+		/* port, protocol and family are the low half of the third word, the window is the high half */
+		if (key[0] == p->source[0] && key[1] == p->source[1] && (u32)key[2] == (u32)tail) {
+			if (t->window != window)
+				roll(t, window);
+			if (t->packets[0] == 0xffffffff) {
+				add(&tallies->untracked, size);
+				return true;
+			}
+			t->packets[0] += 1;
+			t->bytes[0] += size;
+			t->syns[0] += syn;
+			t->last_seen = now;
+			return true;
+		}
+		u32 age = t->family ? now - t->last_seen + 1 : 0xffffffff;
+		if (age > victim_age && !(reading && keeps_closed(t, window))) {
+			victim = t;
+			victim_age = age;
+		}
+	}
+	if (!victim) {
+		add(&tallies->untracked, size);
+		return false;
+	}
+	if (victim->family) {
+		if (victim->window == window && victim->packets[0]) {
+			tallies->evicted.packets += victim->packets[0];
+			tallies->evicted.bytes += victim->bytes[0];
+			tallies->evictions += 1;
+		} else {
+			tallies->replacements += 1;
+		}
+	}
+	u64 *key = (u64 *)victim;
+	victim->packets[1] = 0;
+	victim->bytes[1] = 0;
+	victim->syns[1] = 0;
+	barrier();
+	key[0] = p->source[0];
+	key[1] = p->source[1];
+	key[2] = tail | (u64)window << 32;
+	barrier();
+	victim->packets[0] = 1;
+	victim->bytes[0] = size;
+	victim->syns[0] = syn;
+	victim->first_seen = now;
+	victim->last_seen = now;
+	return false;
+}
+
+#ifdef XM_EVENTS
+static __always_inline void sample_event(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies, u64 now_ns,
+					 u32 size, u32 slot, u8 outcome, u32 rule, bool known)
+{
+	u32 now = now_ns >> XM_SEEN_SHIFT;
+	u32 zero = 0;
+	u64 tail = p->destination_port | (u64)p->protocol << 16 | (u64)outcome << 24 | 1ULL << 32;
+	u64 tag = hash_talker(ctl, p, tail);
+	u32 index = (tag >> 20) & (XM_SAMPLER_CELLS - 1);
+	struct xm_sampler *cell = sampler.lookup(&index);
+	struct xm_budget *b = budget.lookup(&zero);
+	if (!cell || !b)
+		return;
+	bool same = cell->tag == tag;
+	if (same && now - cell->last < ctl->event_interval) {
+		cell->suppressed += 1;
+		return;
+	}
+	u32 second = now_ns >> 30;
+	if (b->second != second) {
+		b->second = second;
+		b->spent = 0;
+		b->unknown = 0;
+	}
+	/* A flood of spoofed sources, each unknown, may not use up what a known source needs. */
+	if (b->spent >= ctl->event_budget || (!known && b->unknown + ctl->event_reserve >= ctl->event_budget)) {
+		tallies->events_over_budget += 1;
+		return;
+	}
+	struct xm_event *event = events.ringbuf_reserve(sizeof(struct xm_event));
+	if (!event) {
+		tallies->events_ring_full += 1;
+		return;
+	}
+	u64 flow = mix(hash_talker(ctl, p, (u64)p->source_port << 32 | p->destination_port << 16 | p->protocol), p->destination[0], ctl->seed[1]);
+	flow = mix(flow, p->destination[1], ctl->seed[2]);
+	event->timestamp = now_ns;
+	__builtin_memcpy(event->source, p->source, 16);
+	__builtin_memcpy(event->destination, p->destination, 16);
+	event->rule = rule;
+	event->packet_size = size;
+	event->suppressed = same ? cell->suppressed : 0;
+	event->flow_hash = flow;
+	event->source_port = p->source_port;
+	event->destination_port = p->destination_port;
+	event->vlan = p->vlan;
+	event->slot = slot;
+	event->family = p->family;
+	event->protocol = p->protocol;
+	event->outcome = outcome;
+	event->has_ports = p->has_ports;
+	event->tcp_flags = p->tcp_flags;
+	__builtin_memset(event->pad, 0, sizeof(event->pad));
+	events.ringbuf_submit(event, 0);
+
+	tallies->events_made += 1;
+	if (!same)
+		tallies->events_merged += cell->suppressed;
+	cell->tag = tag;
+	cell->last = now;
+	cell->suppressed = 0;
+	b->spent += 1;
+	b->unknown += !known;
+}
+#endif
+
+/* The most specific prefix that covers the source, or none. */
+static __always_inline struct xm_rule *find_rule(const struct xm_control *ctl, const struct xm_packet *p)
+{
+	struct xm_prefix key = {};
+	key.length = 32 + (p->family == XM_FAMILY_IPV4 ? 32 : 128);
+	key.family = bpf_htonl(p->family);
+	__builtin_memcpy(key.address, p->source, 16);
+	return *(volatile u32 *)&ctl->policy ? policy_1.lookup(&key) : policy_0.lookup(&key);
+}
+
+static __always_inline u8 decide(const struct xm_control *ctl, const struct xm_packet *p, const struct xm_rule *rule, bool enforce)
+{
+	u32 verdict = rule ? rule->verdict : ctl->default_verdict;
+	if (verdict == XM_VERDICT_ALLOW)
+		return rule ? XM_ALLOWED : XM_DEFAULT_ALLOWED;
+	if (verdict == XM_VERDICT_LOG)
+		return XM_DEFAULT_LOGGED;
+	if (!enforce)
+		return rule ? XM_DENIED_PASSED : XM_DEFAULT_DENIED_PASSED;
+	if (p->essential == XM_ESSENTIAL_ALWAYS)
+		return XM_ESSENTIAL_PASSED;
+	if (rule)
+		return XM_DENIED_DROPPED;
+	if (p->essential == XM_ESSENTIAL_BEFORE_DEFAULT)
+		return XM_ESSENTIAL_PASSED;
+	if (p->has_ports) {
+		u8 failsafe = p->protocol == IPPROTO_TCP ? XM_PORT_TCP_FAILSAFE : p->protocol == IPPROTO_UDP ? XM_PORT_UDP_FAILSAFE : 0;
+		if (port_flags(p->destination_port) & failsafe)
+			return XM_ESSENTIAL_PASSED;
+	}
+	return XM_DEFAULT_DENIED_DROPPED;
+}
+
+static __always_inline int handle(struct xdp_md *ctx, bool ethernet)
+{
+	u32 zero = 0;
+	const struct xm_control *ctl = control.lookup(&zero);
+	struct xm_tallies *tally = tallies.lookup(&zero);
+	struct xm_packet *p = packet.lookup(&zero);
+	if (!ctl || !tally || !p)
+		return XDP_PASS;
+
+	u32 ifindex = ctx->ingress_ifindex;
+	const struct xm_slot *slot = 0;
+	for (int i = 0; i < XM_MAX_SLOTS; i++) {
+		if (ctl->slots[i].ifindex == ifindex) {
+			slot = &ctl->slots[i];
+			break;
+		}
+	}
+	if (!slot) {
+		tally->anomaly[XM_ANOMALY_UNKNOWN_SLOT] += 1;
+		return XDP_PASS;
+	}
+	u32 number = slot->number & (XM_MAX_SLOTS - 1);
+	bool enforce = slot->enforce;
+
+	struct xm_cursor c = {.at = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end, .anomalies = tally->anomaly};
+	__builtin_memset(p, 0, sizeof(*p));
+	p->vlan = XM_VLAN_NONE;
+#ifdef XM_FRAGS
+	u32 size = bpf_xdp_get_buff_len(ctx);
+#else
+	u32 size = c.end - c.at;
+#endif
+	int type = -1;
+	if (ethernet) {
+		type = xm_parse_link(&c, p);
+	} else {
+		u8 *version = c.at;
+		if ((void *)(version + 1) > c.end)
+			xm_odd(&c, XM_ANOMALY_SHORT_FRAME);
+		else
+			type = *version >> 4 == 4 ? ETH_P_IP : *version >> 4 == 6 ? ETH_P_IPV6 : 0;
+	}
+	xm_parse_network(&c, p, type);
+
+	u8 outcome = XM_NO_SOURCE;
+	if (p->family) {
+		struct xm_rule *rule = find_rule(ctl, p);
+		u32 rule_index = rule ? rule->index : XM_RULE_DEFAULT;
+		outcome = decide(ctl, p, rule, enforce);
+		u64 now = bpf_ktime_get_coarse_ns();
+		add(&tally->sourced, size);
+		bool known = account_talker(ctl, p, tally, size, now >> XM_SEEN_SHIFT);
+		struct xm_count *counted = rules.lookup(&rule_index);
+		if (counted)
+			add(counted, size);
+#ifdef XM_EVENTS
+		bool reported = outcome != XM_ALLOWED && outcome != XM_DEFAULT_ALLOWED && outcome != XM_ESSENTIAL_PASSED;
+		if (reported)
+			sample_event(ctl, p, tally, now, size, number, outcome, rule_index, known);
+#endif
+	}
+	u32 cell = ((number * XM_FAMILIES + p->family) * XM_CLASSES + p->class) * XM_OUTCOMES + outcome;
+	struct xm_count *total = totals.lookup(&cell);
+	if (total)
+		add(total, size);
+	return outcome == XM_DENIED_DROPPED || outcome == XM_DEFAULT_DENIED_DROPPED ? XDP_DROP : XDP_PASS;
+}
+
+int xdpmond(struct xdp_md *ctx)
+{
+	return handle(ctx, true);
+}
+
+/* For links whose frames start with the IP header. */
+int xdpmond_ip(struct xdp_md *ctx)
+{
+	return handle(ctx, false);
+}
