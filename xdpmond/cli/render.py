@@ -1,0 +1,177 @@
+"""How things look: colours, numbers for people, tables.
+
+Names, reasons and messages come from outside, and a terminal obeys escape sequences in them: all such text passes `safe`. Tables are
+plain aligned columns; on a terminal rich draws them, if it is installed and the table is not so long that drawing would take minutes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TextIO
+
+COLOURS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+DRAWN_ROWS = 500
+"""Longer tables are written plainly, also on a terminal: rich needs all rows at once, and about a millisecond for each."""
+
+SAMPLE_ROWS = 2000
+"""So many rows decide the widths of the columns of a plain table; the rest is streamed."""
+
+Cell = str | tuple[str, str]
+"""Text, or text and the name of its colour."""
+
+VERDICT_COLOURS = {"allow": "green", "log": "yellow", "deny": "red"}
+ACTION_COLOURS = {"PASS": "green", "LOG": "yellow", "DROP": "red"}
+
+
+def safe(text: str) -> str:
+    """The text with everything made visible that a terminal would obey, or that would make it look like other text.
+
+    That is: control characters of both sets, line and paragraph separators, bidirectional overrides and other invisible formatting
+    characters, surrogates and unassigned characters.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == " " else _visible(c) for c in text)
+
+
+def _visible(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+class Style:
+    """Paints text, or leaves it alone."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+
+    def __call__(self, text: str, *names: str) -> str:
+        codes = ";".join(COLOURS[name] for name in names if name)
+        return f"\x1b[{codes}m{text}\x1b[0m" if self.enabled and codes and text else text
+
+
+def short(number: float) -> str:
+    """A number in at most five places: 950, 1.23 k, 12.3 k, 123 k, 1.23 M."""
+    if number < 0:
+        return "-" + short(-number)
+    if number < 999.5:
+        return f"{number:.0f}" if number == int(number) or number >= 99.95 else f"{number:.1f}"
+    for unit in "kMGTPE":
+        number /= 1000
+        if number < 999.5 or unit == "E":
+            break
+    digits = 2 if number < 9.995 else 1 if number < 99.95 else 0
+    return f"{number:.{digits}f} {unit}"
+
+
+def short_bytes(number: float) -> str:
+    """The same with the unit: 950 B, 1.23 kB."""
+    text = short(number)
+    return text + "B" if " " in text else text + " B"
+
+
+def span(seconds: float) -> str:
+    """A length of time for people, in its two largest units: 45s, 4m 10s, 3h 12m, 5d 2h."""
+    left = max(0, round(seconds))
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        amount, left = divmod(left, size)
+        if amount or parts:
+            parts.append(f"{amount}{unit}" if amount else "")
+        if len(parts) == 2:
+            break
+    return " ".join(part for part in parts if part) or "0s"
+
+
+def percent(part: float, whole: float) -> str:
+    """A share that never lies at its ends: 100 % means all, 0 % means none."""
+    if whole <= 0 or part <= 0:
+        return "0 %"
+    if part >= whole:
+        return "100 %"
+    return f"{min(99, max(1, round(100 * part / whole)))} %"
+
+
+def plural(number: int, one: str, many: str = "") -> str:
+    """`1 entry`, `12,345 entries`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+class Column(NamedTuple):
+    title: str
+    right: bool
+    """It holds numbers."""
+
+
+def columns(*titles: str) -> list[Column]:
+    """Columns by their titles; `>` before one puts its cells to the right."""
+    return [Column(title.lstrip(">"), title.startswith(">")) for title in titles]
+
+
+def write_table(
+    out: TextIO, style: Style, columns: Sequence[Column], rows: Iterable[Sequence[Cell]], *, legend: bool = True, terminal: bool = False,
+    width: int = 80,
+) -> int:  # fmt: skip
+    """Write a table; return the number of its rows. The cells must be safe to print."""
+    stream = iter(rows)
+    if terminal:
+        head = list(itertools.islice(stream, DRAWN_ROWS + 1))
+        if len(head) <= DRAWN_ROWS and _draw(out, style, columns, head, legend, width):
+            return len(head)
+        stream = itertools.chain(head, stream)
+    return _write_plain(out, style, columns, stream, legend)
+
+
+def _text(cell: Cell) -> str:
+    return cell if isinstance(cell, str) else cell[0]
+
+
+def _write_plain(out: TextIO, style: Style, columns: Sequence[Column], rows: Iterator[Sequence[Cell]], legend: bool) -> int:
+    sample = list(itertools.islice(rows, SAMPLE_ROWS))
+    widths = [len(column.title) if legend else 0 for column in columns]
+    for row in sample:
+        widths = [max(width, len(_text(cell))) for width, cell in zip(widths, row, strict=True)]
+    if legend:
+        out.write(format_row(style, columns, widths, [(column.title, "bold") for column in columns]) + "\n")
+    total = 0
+    for row in itertools.chain(sample, rows):
+        out.write(format_row(style, columns, widths, row) + "\n")
+        total += 1
+    return total
+
+
+def format_row(style: Style, columns: Sequence[Column], widths: Sequence[int], row: Sequence[Cell]) -> str:
+    """One aligned line, two spaces between the columns and none at its end. An empty cell shows as "-", so that columns can be cut."""
+    parts = []
+    last = len(columns) - 1
+    for index, (column, width, cell) in enumerate(zip(columns, widths, row, strict=True)):
+        text, colour = (cell, "") if isinstance(cell, str) else cell
+        text = text or "-"
+        painted = style(text, colour)
+        gap = " " * (width - len(text))
+        parts.append(gap + painted if column.right else painted if index == last else painted + gap)
+    return "  ".join(parts)
+
+
+def _draw(out: TextIO, style: Style, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], legend: bool, width: int) -> bool:
+    """Let rich draw the table; False when rich is not there."""
+    try:
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        return False
+    table = Table(box=SIMPLE_HEAD if legend else None, show_header=legend, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        # Only the last column, the one of free text, gives way on a narrow terminal: half an address is no address.
+        table.add_column(
+            column.title, justify="right" if column.right else "left", no_wrap=index < len(columns) - 1, overflow="fold",
+            min_width=None if index == len(columns) - 1 else max((len(_text(row[index])) for row in rows), default=0) or None,
+        )  # fmt: skip
+    for row in rows:
+        table.add_row(*(Text(_text(cell) or "-", style="" if isinstance(cell, str) else cell[1]) for cell in row))
+    Console(file=out, width=width, force_terminal=style.enabled, no_color=not style.enabled, highlight=False).print(table)
+    return True
