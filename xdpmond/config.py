@@ -12,184 +12,43 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
-import re
 import tomllib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from . import tomllines
 from .errors import ConfigError, GuardError, XdpmondError
+from .kinds import ENTRIES, INTERFACES, PORTS, SWITCH, Kind, choice, duration, is_interface_name, number, refusal, show_key
 from .model import AttachMode, Entry, Mode, Origin, Port, Prefix, Verdict
-from .units import format_duration, parse_duration, parse_reason
 
 T = TypeVar("T")
-E = TypeVar("E", bound=StrEnum)
 
 
-@dataclass(frozen=True, slots=True)
-class Kind(Generic[T]):
-    """A kind of value. `parse` takes what TOML holds and raises `XdpmondError`, without naming the place: the caller knows it."""
-
-    form: str
-    """What is taken, for the manual page."""
-    parse: Callable[[Any], T]
-    show: Callable[[T], str]
-    """A value as TOML."""
-
-
-def _refuse(value: object, wanted: str, hint: str = "") -> ConfigError:
-    try:
-        shown = repr(value)
-    except ValueError:  # an integer of thousands of digits, written in hexadecimal
-        shown = "the number"
-    return ConfigError(f"{shown if len(shown) <= 40 else shown[:37] + '...'} is not {wanted}", hint=hint)
-
-
-def _choice(of: type[E]) -> Kind[E]:
-    names = [str(member) for member in of]
-
-    def parse(value: object) -> E:
-        if not isinstance(value, str) or value not in names:
-            near = difflib.get_close_matches(value[:40], names, 1) if isinstance(value, str) else []
-            raise _refuse(value, f"one of {', '.join(names)}", hint=f"did you mean {near[0]}?" if near else "")
-        return of(value)
-
-    return Kind(" or ".join(f'"{name}"' for name in names), parse, lambda value: f'"{value}"')
-
-
-def _duration(low: float, high: float, *, or_zero: str = "") -> Kind[float]:
-    form = f"a duration from {format_duration(low)} to {format_duration(high)}" + (f', or "0s" {or_zero}' if or_zero else "")
-
-    def parse(value: object) -> float:
-        if not isinstance(value, str):
-            number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9
-            raise _refuse(value, "a duration", hint=f'write it with a unit: "{value}s" or "{value}m"' if number else 'write for example "60s"')
-        seconds = parse_duration(value)
-        if not (low <= seconds <= high or (or_zero and seconds == 0)):
-            raise _refuse(value, form)
-        return seconds
-
-    return Kind(form, parse, lambda seconds: f'"{format_duration(seconds)}"')
-
-
-def _number(low: int, high: int, *, power_of_two: bool = False) -> Kind[int]:
-    form = f"{'a power of two' if power_of_two else 'a number'} from {low} to {high}"
-
-    def parse(value: object) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise _refuse(value, form)
-        if power_of_two and value & (value - 1):
-            raise _refuse(value, form, hint=f"the nearest are {1 << (value.bit_length() - 1)} and {1 << value.bit_length()}")
-        return value
-
-    return Kind(form, parse, str)
-
-
-def _parse_switch(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise _refuse(value, "true or false")
-    return value
-
-
-def _parse_list(value: object, what: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise _refuse(value, f"a list of {what}")
-    return value
-
-
-def _without_doubles(items: list[T]) -> tuple[T, ...]:
-    for item, number in Counter(items).items():
-        if number > 1:
-            raise ConfigError(f"{item} stands there twice")
-    return tuple(items)
-
-
-MOST_INTERFACES = 16
-"""As many as the kernel side has slots for."""
-
-
-def _parse_interfaces(value: object) -> tuple[str, ...]:
-    names = [value] if isinstance(value, str) else _parse_list(value, "interface names")
-    if not 1 <= len(names) <= MOST_INTERFACES:
-        raise ConfigError(f"{len(names)} interfaces are given", hint=f"1 to {MOST_INTERFACES} can be watched")
-    for name in names:
-        if not isinstance(name, str) or not is_interface_name(name):
-            raise _refuse(name, "an interface name", hint='write for example "eth0", or "default" for that of the default route')
-    return _without_doubles(names)
-
-
-def is_interface_name(name: str) -> bool:
-    """Would the kernel take it? (dev_valid_name)"""
-    return 0 < len(name.encode(errors="replace")) < 16 and name not in (".", "..") and re.search(r"[/:\s\0]", name) is None
-
-
-def _parse_ports(value: object) -> tuple[Port, ...]:
-    ports = []
-    for item in _parse_list(value, 'ports such as "tcp/22"'):
-        match = re.fullmatch(r"(tcp|udp)/([1-9][0-9]{0,4})", item) if isinstance(item, str) else None
-        if match is None or int(match[2]) > 65535:
-            raise _refuse(item, "a port", hint='write for example "tcp/22" or "udp/51820"')
-        ports.append(Port(match[1], int(match[2])))
-    return _without_doubles(ports)
-
-
-def _parse_item(value: object) -> tuple[Prefix, str]:
-    """One item of `allow` or `deny`: a prefix, or a table that adds a reason."""
-    table = {"prefix": value} if isinstance(value, str) else value
-    if not isinstance(table, dict) or not isinstance(table.get("prefix"), str):
-        raise _refuse(value, "a prefix", hint='write for example "192.0.2.0/24" or { prefix = "192.0.2.0/24", reason = "why" }')
-    unknown = table.keys() - {"prefix", "reason", "force"}
-    if unknown:
-        raise ConfigError(f"{_show_key(min(unknown))} is unknown here", hint="an entry has prefix, reason and force")
-    prefix = Prefix.parse(table["prefix"])
-    reason, forced = table.get("reason", ""), _parse_switch(table.get("force", False))
-    if not isinstance(reason, str):
-        raise _refuse(reason, "a reason", hint="write it as a string")
-    if prefix.length == 0 and not forced:
-        meant = f'{{ prefix = "{prefix}", force = true }}'
-        raise ConfigError(f"{prefix} is every {prefix.family.label} source", hint=f"see the setting default, or write {meant}")
-    return prefix, parse_reason(reason)
-
-
-def _show_list(values: tuple[Any, ...]) -> str:
-    return "[" + ", ".join(f'"{value}"' for value in values) + "]"
-
-
-SWITCH = Kind("true or false", _parse_switch, lambda value: str(value).lower())
-INTERFACES = Kind("an interface name, or a list of them", _parse_interfaces, _show_list)
-PORTS = Kind('a list of "tcp/NUMBER" and "udp/NUMBER"', _parse_ports, _show_list)
-ENTRIES: Kind[Any] = Kind('a list of prefixes, each a string or { prefix = "...", reason = "..." }', _parse_item, _show_list)
-"""Read item by item, since each has a line of its own."""
-
-
-def _setting(default: T, kind: Kind[T], help: str) -> T:
+def _setting(default: T, kind: Kind[Any], help: str) -> T:
     """Declare a row. It is typed as its default is, so that the field's type is checked."""
-    return field(default=default, metadata={"kind": kind, "help": " ".join(help.split())})  # type: ignore[no-any-return]
+    return field(default=default, metadata={"kind": kind, "help": " ".join(help.split())})
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
     """`[interfaces.NAME]`: what differs on one interface. None: as everywhere."""
 
-    attach: AttachMode | None = _setting(None, _choice(AttachMode), "The `attach` of this interface.")
-    mode: Mode | None = _setting(None, _choice(Mode), "The `mode` of this interface.")
+    attach: AttachMode | None = _setting(None, choice(AttachMode), "The `attach` of this interface.")
+    mode: Mode | None = _setting(None, choice(Mode), "The `mode` of this interface.")
 
 
 @dataclass(frozen=True, slots=True)
 class Events:
     """`[events]`: samples of packets, for the journal and for whoever follows."""
 
-    interval: float = _setting(60.0, _duration(1, 3600), """
+    interval: float = _setting(60.0, duration(1, 3600), """
         The first packet of a source on a port makes an event. More of the same make none for this long; the next event says how many
         there were.""")
-    per_second: int = _setting(1000, _number(1, 1_000_000), """
+    per_second: int = _setting(1000, number(1, 1_000_000), """
         The most events that a CPU makes in a second, whatever arrives. What is held back is counted, and shown in the status.""")
-    ring_size: int = _setting(262144, _number(65536, 67108864, power_of_two=True), """
+    ring_size: int = _setting(262144, number(65536, 67108864, power_of_two=True), """
         Bytes of the buffer in which events wait for the daemon.""")
 
 
@@ -197,11 +56,11 @@ class Events:
 class Tables:
     """`[tables]`: the sizes of the tables in the kernel. Changing one takes a restart."""
 
-    talkers: int = _setting(65536, _number(1024, 4194304, power_of_two=True), """
+    talkers: int = _setting(65536, number(1024, 4194304, power_of_two=True), """
         Entries of the table of talkers, one for each source and port seen in a window, for each possible CPU. When it is full
         the oldest make room; their packets stay in the totals, and the status says how many there were.""")
-    prefixes: int = _setting(1048576, _number(1024, 16777216), "The most prefixes that the policy can hold.")
-    rule_counters: int = _setting(16384, _number(1024, 16777216), """
+    prefixes: int = _setting(1048576, number(1024, 16777216), "The most prefixes that the policy can hold.")
+    rule_counters: int = _setting(16384, number(1024, 16777216), """
         The most entries whose packets and bytes are counted each by itself.""")
 
 
@@ -210,7 +69,7 @@ class Journal:
     """`[journal]`: what goes to journald."""
 
     enable: bool = _setting(True, SWITCH, "Write events, changes and summaries to the journal.")
-    events_per_minute: int = _setting(60, _number(0, 100_000), """
+    events_per_minute: int = _setting(60, number(0, 100_000), """
         The most events written in a minute. On a public server every visitor makes one, and each takes more than a kilobyte.
         What is held back is counted in the summary.""")
 
@@ -226,16 +85,16 @@ class Bus:
 class Config:
     """All settings, checked. `Config()` is what holds when no file says anything."""
 
-    mode: Mode = _setting(Mode.MONITOR, _choice(Mode), """
+    mode: Mode = _setting(Mode.MONITOR, choice(Mode), """
         "monitor" watches and drops nothing. "enforce" drops the packets of denied sources. A mode set by `xdpmonctl mode` wins over
         this one, until `xdpmonctl mode default`.""")
-    default: Verdict = _setting(Verdict.LOG, _choice(Verdict), """
+    default: Verdict = _setting(Verdict.LOG, choice(Verdict), """
         What to do with sources that no entry covers: "allow" passes them, "log" passes and reports them, "deny" drops them in enforce
         mode and reports them in monitor mode.""")
     interface: tuple[str, ...] = _setting(("default",), INTERFACES, """
         The interfaces to watch. "default" is that of the default route, found when there is one. An interface that is absent is
         waited for.""")
-    attach: AttachMode = _setting(AttachMode.AUTO, _choice(AttachMode), """
+    attach: AttachMode = _setting(AttachMode.AUTO, choice(AttachMode), """
         Where packets are seen: "native" in the network driver, "generic" in the kernel's network core, which works with every driver but
         costs more. "auto" tries native first; the status says which it became, and why.""")
     allow: tuple[Entry, ...] = _setting((), ENTRIES, """
@@ -248,8 +107,8 @@ class Config:
     force_default_deny: bool = _setting(False, SWITCH, """
         Permit enforce mode with `default = "deny"`. It also drops the answers to this host's own connections (DNS, package
         downloads, NTP) from sources that are not allowed.""")
-    window: float = _setting(60.0, _duration(1, 3600), "The length of the intervals for which talkers are counted.")
-    summary_interval: float = _setting(60.0, _duration(1, 86400, or_zero="for none"), """
+    window: float = _setting(60.0, duration(1, 3600), "The length of the intervals for which talkers are counted.")
+    summary_interval: float = _setting(60.0, duration(1, 86400, or_zero="for none"), """
         How often a summary with the top sources of that time is written to the journal.""")
     events: Events = field(default_factory=Events)
     tables: Tables = field(default_factory=Tables)
@@ -375,10 +234,10 @@ class _Found:
 
     def _add_entries(self, place: _Place, path: tuple[str, ...], items: object) -> None:
         if not isinstance(items, list):
-            raise place.error(path, _refuse(items, "a list of prefixes", hint='write for example ["192.0.2.0/24"]'))
+            raise place.error(path, refusal(items, "a list of prefixes", hint='write for example ["192.0.2.0/24"]'))
         verdict = Verdict(path[0])
         for index, item in enumerate(items):
-            where = (*path, index)
+            where: tomllines.Path = (*path, index)
             prefix, reason = place.parse(where, ENTRIES, item)
             entry = Entry(prefix, verdict, Origin.CONFIGURATION, reason=reason, source=place.of(where))
             before = self._entries.setdefault(prefix, entry)
@@ -408,15 +267,15 @@ class _Place:
     file: str
     lines: Mapping[tomllines.Path, int]
 
-    def of(self, path: tuple[str | int, ...]) -> str:
+    def of(self, path: tomllines.Path) -> str:
         line = self.lines.get(path)
         return f"{self.file}:{line}" if line else self.file
 
-    def error(self, path: tuple[str | int, ...], error: XdpmondError) -> ConfigError:
-        key = ".".join(_show_key(key) for key in path if isinstance(key, str))
+    def error(self, path: tomllines.Path, error: XdpmondError) -> ConfigError:
+        key = ".".join(show_key(key) for key in path if isinstance(key, str))
         return ConfigError(f"{self.of(path)}: {key}: {error.message}", hint=error.hint)
 
-    def parse(self, path: tuple[str | int, ...], kind: Kind[T], value: object) -> T:
+    def parse(self, path: tomllines.Path, kind: Kind[T], value: object) -> T:
         try:
             return kind.parse(value)
         except XdpmondError as error:
@@ -430,7 +289,8 @@ def _walk(table: dict[str, Any], path: tuple[str, ...], place: _Place) -> Iterat
         row = ("interfaces", ANY_NAME, *here[2:]) if here[0] == "interfaces" else here
         if here in (("interfaces",), *((name,) for name in TABLES)) or (here[0] == "interfaces" and len(here) == 2):
             if not isinstance(value, dict):
-                raise place.error(here, _refuse(value, "a table", hint=f"write [{'.'.join(here)}] on a line by itself, and its settings below"))
+                hint = f"write [{'.'.join(here)}] on a line by itself, and its settings below"
+                raise place.error(here, refusal(value, "a table", hint=hint))
             if len(here) == 2 and not is_interface_name(key):
                 raise place.error(here, ConfigError("not an interface name"))
             yield from _walk(value, here, place)
@@ -442,7 +302,7 @@ def _walk(table: dict[str, Any], path: tuple[str, ...], place: _Place) -> Iterat
 
 def _guess_key(path: tuple[str, ...], row: tuple[str, ...], value: object) -> str:
     if path[0] == "interfaces" and isinstance(value, dict):
-        return f'a name with a dot needs quotes: [interfaces."{path[1]}.{_show_key(path[2])}"]'
+        return f'a name with a dot needs quotes: [interfaces."{path[1]}.{show_key(path[2])}"]'
     if len(path) > 1 and path[-1:] in SETTINGS:
         return f"{path[-1]} belongs above the first [table] line: what follows one belongs to that table"
     siblings = {known[-1]: known for known in (*SETTINGS, *((name,) for name in (*TABLES, "interfaces"))) if known[:-1] == row[:-1]}
@@ -452,10 +312,6 @@ def _guess_key(path: tuple[str, ...], row: tuple[str, ...], value: object) -> st
         if near:
             return f"did you mean {'.'.join(names[near[0]])}?"
     return "see xdpmond.toml(5)"
-
-
-def _show_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]{1,40}", key) else json.dumps(key[:40])
 
 
 def require_force(config: Config, forced: bool = False, mode: Mode | None = None) -> None:
