@@ -11,7 +11,7 @@ configuration of a million prefixes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -54,8 +54,8 @@ class _Layer:
 class Difference(NamedTuple):
     """What turns one policy's verdicts into another's."""
 
-    set: dict[Prefix, Verdict]
-    delete: set[Prefix]
+    set: Mapping[Prefix, Verdict]
+    delete: Set[Prefix]
 
 
 class Policy:
@@ -151,7 +151,8 @@ class Policy:
         for entry in added[Origin.AUTOMATIC]:
             allow = policy.inside_allow(entry.prefix) if entry.verdict is Verdict.DENY else None
             if allow is not None:
-                raise GuardError(f"{entry.prefix} is not banned automatically: {allow.prefix} is allowed", hint="deny it by hand if you mean it")
+                message = f"{entry.prefix} is not banned automatically: {allow.prefix} is allowed"
+                raise GuardError(message, hint="deny it by hand if you mean it")
         return policy._without_bans_inside_allows(self)
 
     def with_configuration(self, entries: Iterable[Entry]) -> Policy:
@@ -188,14 +189,15 @@ def difference(old: Policy, new: Policy) -> Difference:
         if before is not after:
             touched.update(prefix for prefix, entry in before.items() if after.get(prefix) is not entry)
             touched.update(prefix for prefix in after if prefix not in before)
-    changes = Difference({}, set())
+    changed: dict[Prefix, Verdict] = {}
+    deleted: set[Prefix] = set()
     for prefix in touched:
         was, becomes = old.at(prefix), new.at(prefix)
         if not becomes:
-            changes.delete.add(prefix)
+            deleted.add(prefix)
         elif not was or was[0].verdict is not becomes[0].verdict:
-            changes.set[prefix] = becomes[0].verdict
-    return changes
+            changed[prefix] = becomes[0].verdict
+    return Difference(changed, deleted)
 
 
 def refuse_everything(prefixes: Iterable[Prefix], forced: bool) -> None:
