@@ -1,0 +1,154 @@
+"""A Debian 12 tree to install the package into: made once by debootstrap, kept in a cache, never written to again.
+
+The tree holds what an ordinary small server has (systemd, the bus, polkit, sshd, sudo) and everything that the package depends on, so
+that the package itself installs without a network. A test session lays an overlay over it; what the session does ends with the overlay.
+The cache's name carries a digest of the recipe below: a changed recipe makes a new tree and removes the old one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+SUITE = "bookworm"
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = Path(os.environ.get("XDPMOND_CACHE", "/var/cache/xdpmond-dev"))
+
+SERVER = ("systemd-sysv", "dbus", "polkitd", "openssh-server", "sudo", "iproute2", "iputils-ping", "netcat-openbsd", "libglib2.0-bin", "man-db")
+"""The server, and the tools that the tests use inside it. Neither procps nor a compiler: the package must do without."""
+
+NETWORK = """\
+[Match]
+Name=host0
+[Link]
+RequiredForOnline=no
+[Network]
+Address=10.77.0.1/24
+Address=fd77::1/64
+Address=2001:db8:77::1/64
+Gateway=10.77.0.2
+Gateway=fd77::2
+IPv6AcceptRA=no
+LinkLocalAddressing=ipv6
+DHCP=no
+[DHCPServer]
+"""
+"""host0, as nspawn names the machine's end of its veth. Every foreign address is behind the wire's end, so answers find their way back."""
+
+
+def package_depends() -> list[str]:
+    """The package names in Depends and Recommends of debian/control, without versions, alternatives and substitutions."""
+    text = (ROOT / "debian/control").read_text()
+    names: list[str] = []
+    for field in ("Depends", "Recommends"):
+        found = re.search(rf"^{field}:(.*(?:\n[ \t].*)*)", text, re.MULTILINE)
+        for item in (found.group(1) if found else "").split(","):
+            name = item.split("|")[0].split("(")[0].split("[")[0].strip()
+            if name and not name.startswith("$"):
+                names.append(name)
+    return names
+
+
+def _sources() -> str:
+    """This machine's apt source for the suite's main section, in one line; empty where it has none (then debootstrap's own default)."""
+    text = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(SITE) $(CODENAME) $(COMPONENT)", "Created-By: Packages"],
+        capture_output=True, text=True, check=False,
+    ).stdout  # fmt: skip
+    for line in text.splitlines():
+        parts = line.split()
+        if len(parts) == 3 and parts[1:] == [SUITE, "main"]:
+            return parts[0]
+    return ""
+
+
+def tree() -> Path:
+    """The cached tree; made first if it is not there. One process makes it, others wait."""
+    recipe = "\n".join(["2", SUITE, *SERVER, *package_depends(), NETWORK])
+    path = CACHE / f"{SUITE}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.is_dir():
+            for old in CACHE.glob(f"{SUITE}-*"):
+                shutil.rmtree(old)
+            making = CACHE / "making"
+            shutil.rmtree(making, ignore_errors=True)
+            _make(making)
+            making.rename(path)
+    return path
+
+
+def _make(path: Path) -> None:
+    print(f"making a {SUITE} tree in {path.parent} (once, about two minutes)", file=sys.stderr, flush=True)
+    log = path.parent / "making.log"
+    with open(log, "w") as out:
+
+        def run(*command: str) -> None:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment, check=False)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}; the end of {log}:\n{log.read_text()[-3000:]}")
+
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        mirror = _sources()
+        run("debootstrap", "--variant=minbase", SUITE, str(path), *([mirror] if mirror else []))
+        shutil.copy("/etc/resolv.conf", path / "etc/resolv.conf")
+        policy = path / "usr/sbin/policy-rc.d"
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+        # A hand-made chroot image may leave man pages out; here they are wanted, so apt's configuration stays Debian's own.
+        run("chroot", str(path), "apt-get", "install", "-y", "--no-install-recommends", *SERVER, *package_depends())
+        run("chroot", str(path), "apt-get", "clean")
+        policy.unlink()
+        (path / "etc/resolv.conf").unlink()
+        (path / "etc/hostname").write_text("machine\n")
+        (path / "etc/machine-id").write_text("uninitialized\n")
+        (path / "etc/systemd/network").mkdir(parents=True, exist_ok=True)
+        (path / "etc/systemd/network/10-host0.network").write_text(NETWORK.replace("[DHCPServer]\n", ""))
+        run("chroot", str(path), "systemctl", "enable", "systemd-networkd.service")
+        for unit in ("systemd-networkd-wait-online.service", "getty@tty1.service", "console-getty.service", "apt-daily.timer",
+                     "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
+                     "fstrim.timer", "man-db.timer"):  # fmt: skip
+            run("chroot", str(path), "systemctl", "mask", unit)
+        (path / "etc/systemd/journald.conf.d").mkdir(parents=True, exist_ok=True)
+        (path / "etc/systemd/journald.conf.d/storage.conf").write_text("[Journal]\nStorage=persistent\n")
+        run("chroot", str(path), "useradd", "-m", "-s", "/bin/bash", "ordinary")
+        run("chroot", str(path), "useradd", "-m", "-s", "/bin/bash", "admin")
+        (path / "etc/sudoers.d/admin").write_text("admin ALL=(ALL) NOPASSWD: ALL\n")
+
+
+@contextlib.contextmanager
+def copy() -> Iterator[Path]:
+    """The tree to write in: an overlay where the file system allows one, else a copy. Gone at the end."""
+    lower = tree()
+    sessions = CACHE / "sessions"
+    sessions.mkdir(exist_ok=True)
+    base = Path(tempfile.mkdtemp(prefix="machine-", dir=sessions))
+    root = base / "root"
+    mounted = False
+    try:
+        for name in ("root", "upper", "work"):
+            (base / name).mkdir(mode=0o755)
+        options = f"lowerdir={lower},upperdir={base / 'upper'},workdir={base / 'work'}"
+        mounted = subprocess.run(["mount", "-t", "overlay", "xdpmond-test", "-o", options, str(root)], capture_output=True).returncode == 0
+        if not mounted:
+            root.rmdir()
+            subprocess.run(["cp", "-a", "--reflink=auto", str(lower), str(root)], check=True)
+        yield root
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(root)], check=False)
+        shutil.rmtree(base, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    print(tree())
