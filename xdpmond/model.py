@@ -8,6 +8,7 @@ the default denies. The *outcome* is the pair of them as the kernel counts it.
 from __future__ import annotations
 
 import enum
+import re
 import socket
 from dataclasses import dataclass, field
 
@@ -90,27 +91,29 @@ class Prefix:
         A bare address is a /32 or /128. Host bits, IPv4-mapped addresses, zone ids, host names, short and octal forms, netmasks in
         place of a length raise `PrefixError`, whose hint names the likely meaning.
         """
+        shown = repr(text if len(text) <= 60 else f"{text[:57]}...")
         address_text, slash, length_text = text.partition("/")
         family = Family.IPV6 if ":" in address_text else Family.IPV4
         try:
             address = socket.inet_pton(socket.AF_INET6 if family is Family.IPV6 else socket.AF_INET, address_text)
         except (OSError, UnicodeError, ValueError):
-            raise PrefixError(f"'{text}' is not an IP prefix", hint=_guess(address_text, text)) from None
+            raise PrefixError(f"{shown} is not an IP prefix", hint=_guess(address_text, text)) from None
         if family is Family.IPV6 and address[:12] == _MAPPED:
             meant = socket.inet_ntop(socket.AF_INET, address[12:])
-            raise PrefixError(f"'{text}' is an IPv4-mapped IPv6 address", hint=f"no packet carries one as its source; write {meant}")
+            if re.fullmatch("9[6-9]|1[01][0-9]|12[0-8]", length_text):
+                meant += f"/{int(length_text) - 96}"
+            raise PrefixError(f"{shown} is an IPv4-mapped IPv6 address", hint=f"no packet carries one as its source; write {meant}")
         length = family.bits
         if slash:
-            plain = length_text.isascii() and length_text.isdigit() and (length_text == "0" or not length_text.startswith("0"))
-            if not plain or int(length_text) > family.bits:
-                raise PrefixError(f"'{text}' has no valid prefix length", hint=_guess_length(length_text, family))
+            if not re.fullmatch("0|[1-9][0-9]{0,2}", length_text) or int(length_text) > family.bits:
+                raise PrefixError(f"{shown} has no valid prefix length", hint=_guess_length(length_text, family))
             length = int(length_text)
         number = int.from_bytes(address, "big")
         host_bits = number & ((1 << (family.bits - length)) - 1)
         if host_bits:
             network = cls(family, (number - host_bits).to_bytes(len(address), "big"), length)
             host = cls(family, address, family.bits)
-            raise PrefixError(f"'{text}' has host bits set", hint=f"write {network} for the network or {host.host} for the one host")
+            raise PrefixError(f"{shown} has host bits set", hint=f"write {network} for the network or {host.host} for the one host")
         return cls(family, address, length)
 
     @property
@@ -135,7 +138,7 @@ _MAPPED = bytes(10) + b"\xff\xff"
 def parse_address(text: str) -> tuple[Family, bytes]:
     """Read one bare address by the rules of `Prefix.parse`; raise `PrefixError`."""
     if "/" in text:
-        raise PrefixError(f"'{text}' is a prefix where one address is wanted", hint="leave out the slash and what follows")
+        raise PrefixError(f"{text[:60]!r} is a prefix where one address is wanted", hint="leave out the slash and what follows")
     prefix = Prefix.parse(text)
     return prefix.family, prefix.address
 
@@ -150,17 +153,17 @@ def _guess(address_text: str, text: str) -> str:
         return "a zone id has no meaning to a packet; leave out the % and what follows"
     if ":" not in address_text:
         parts = address_text.split(".")
-        if all(part.isascii() and part.isdigit() for part in parts):
+        if all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
+            if any(int(part) > 255 for part in parts):
+                return "each part is 0 to 255"
             if len(parts) < 4:
                 padded = ".".join([str(int(part)) for part in parts] + ["0"] * (4 - len(parts)))
                 return f"four decimal parts are wanted; perhaps {padded}/{len(parts) * 8}"
             if len(parts) == 4 and any(len(part) > 1 and part.startswith("0") for part in parts):
                 return "a part with a leading zero could be octal; write it in decimal without the zero"
-            if any(int(part) > 255 for part in parts):
-                return "each part is 0 to 255"
         elif any(c.isalpha() for c in address_text):
             return "host names are not looked up; write the address"
-    if text != text.strip():
+    if any(c.isspace() for c in text):
         return "leave out the white space"
     return "write for example 192.0.2.0/24, 2001:db8::/32 or a bare address"
 
