@@ -54,7 +54,7 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """`[tables]`: the sizes of the tables in the kernel. Changing one takes a restart."""
+    """`[tables]`: the sizes of the tables in the kernel. A change takes effect after a stop and a start."""
 
     talkers: int = _setting(65536, number(1024, 4194304, power_of_two=True), """
         Entries of the table of talkers, one for each source and port seen in a window, for each possible CPU. When it is full

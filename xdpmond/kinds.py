@@ -146,12 +146,16 @@ def _parse_item(value: object) -> tuple[Prefix, str]:
     return prefix, parse_reason(reason)
 
 
+def _show_interfaces(names: tuple[str, ...]) -> str:
+    return f'"{names[0]}"' if len(names) == 1 else _show_list(names)
+
+
 def _show_list(values: tuple[Any, ...]) -> str:
     return "[" + ", ".join(f'"{value}"' for value in values) + "]"
 
 
 SWITCH = Kind("true or false", _parse_switch, lambda value: str(value).lower())
-INTERFACES = Kind("an interface name, or a list of them", _parse_interfaces, _show_list)
+INTERFACES = Kind("an interface name, or a list of them", _parse_interfaces, _show_interfaces)
 PORTS = Kind('a list of "tcp/NUMBER" and "udp/NUMBER"', _parse_ports, _show_list)
 ENTRIES: Kind[Any] = Kind('a list of prefixes, each a string or { prefix = "...", reason = "..." }', _parse_item, _show_list)
 """Read item by item, since each has a line of its own."""
