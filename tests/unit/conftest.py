@@ -1,0 +1,6 @@
+"""Property tests here are judged by what they find, never by how long they take: this machine may be busy."""
+
+from hypothesis import settings
+
+settings.register_profile("xdpmond", deadline=None, database=None, print_blob=True)
+settings.load_profile("xdpmond")
