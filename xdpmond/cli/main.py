@@ -21,6 +21,9 @@ from .render import Style, safe
 if TYPE_CHECKING:
     from .context import Daemon
 
+    Connect = Callable[[str | None, Mapping[str, str]], Daemon]
+    """From the --bus option and the environment to the daemon."""
+
 INTERRUPTED = 130
 
 
@@ -30,9 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(
-    arguments: Sequence[str], out: TextIO, err: TextIO, *, environ: Mapping[str, str], connect: Callable[[str | None, Mapping[str, str]], Daemon],
+    arguments: Sequence[str],
+    out: TextIO,
+    err: TextIO,
+    *,
+    environ: Mapping[str, str],
+    connect: Connect,
     clock: Callable[[], float] = time.time,
-) -> int:  # fmt: skip
+) -> int:
     """The same with everything from outside passed in."""
     status = 0
     try:

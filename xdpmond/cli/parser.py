@@ -8,7 +8,8 @@ against this parser by tests.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from ..errors import UsageError
@@ -54,10 +55,19 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Help with room for the longest command's name before its text."""
+    """Help with room for the longest command's name before its text. argparse makes one of these for each argument that is added, and
+    would import shutil to learn the width."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=26)
+        super().__init__(prog, max_help_position=26, width=_help_width())
+
+
+def _help_width() -> int:
+    try:
+        columns = os.get_terminal_size(1).columns
+    except (OSError, ValueError):
+        columns = 0
+    return min(columns or 80, 100) - 2
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -67,7 +77,8 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.5)), "")
 
 
-def build_parser() -> Parser:
+def build_parser(words: Collection[str] | None = None) -> Parser:
+    """The whole parser; or, to save time, one that has the arguments of those commands alone that stand among the words."""
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} [OPTION...] [COMMAND ...]",
@@ -80,15 +91,16 @@ def build_parser() -> Parser:
         usage = " ".join(filter(None, [PROGRAM, command.name, "[OPTION...]", command.operands]))
         child = commands.add_parser(command.name, usage=usage, help=command.help, description=_sentence(command.help))
         child.set_defaults(run=command.run)
-        command.arguments(child)
-        _common(child, top=False)
+        if words is None or command.name in words:
+            command.arguments(child)
+            _common(child, top=False)
     return parser
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read a command line; raise UsageError. `--help` and `--version` print and end the process, as argparse has it."""
-    parser = build_parser()
     words = list(arguments)
+    parser = build_parser(words)
     found, surplus = parser.parse_known_args(words)
     if found.command is None:
         found.run = COMMANDS[0].run

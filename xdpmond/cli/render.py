@@ -15,6 +15,9 @@ COLOURS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", 
 DRAWN_ROWS = 500
 """Longer tables are written plainly, also on a terminal: rich needs all rows at once, and about a millisecond for each."""
 
+LEAST_WIDTH = 12
+"""What the last column needs at least when rich folds its text."""
+
 SAMPLE_ROWS = 2000
 """So many rows decide the widths of the columns of a plain table; the rest is streamed."""
 
@@ -156,7 +159,7 @@ def format_row(style: Style, columns: Sequence[Column], widths: Sequence[int], r
 
 
 def _draw(out: TextIO, style: Style, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], legend: bool, width: int) -> bool:
-    """Let rich draw the table; False when rich is not there."""
+    """Let rich draw the table; False when rich is not there, or the terminal too narrow."""
     try:
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
@@ -164,12 +167,15 @@ def _draw(out: TextIO, style: Style, columns: Sequence[Column], rows: Sequence[S
         from rich.text import Text
     except ImportError:
         return False
-    table = Table(box=SIMPLE_HEAD if legend else None, show_header=legend, pad_edge=False, header_style="bold")
+    widths = [max([len(column.title), *(len(_text(row[index])) for row in rows)]) for index, column in enumerate(columns)]
+    if sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], LEAST_WIDTH) > width:
+        return False  # rich would cut columns off; plainly written lines are wrapped by the terminal
+    table = Table(box=SIMPLE_HEAD if legend else None, show_header=legend, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for index, column in enumerate(columns):
-        # Only the last column, the one of free text, gives way on a narrow terminal: half an address is no address.
+        # Only the last column, the one of free text, gives way: half an address is no address.
         table.add_column(
             column.title, justify="right" if column.right else "left", no_wrap=index < len(columns) - 1, overflow="fold",
-            min_width=None if index == len(columns) - 1 else max((len(_text(row[index])) for row in rows), default=0) or None,
+            min_width=None if index == len(columns) - 1 else widths[index],
         )  # fmt: skip
     for row in rows:
         table.add_row(*(Text(_text(cell) or "-", style="" if isinstance(cell, str) else cell[1]) for cell in row))
