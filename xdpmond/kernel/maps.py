@@ -1,0 +1,221 @@
+"""The small maps: control, ledger, totals, tallies, rule counters, port flags. Exact numbers, read in bulk.
+
+`control` and `ledger` are mapped into memory, so that the daemon's word reaches the packet path with one aligned store. What is per CPU
+is summed here. Nothing is ever cleared: a reader subtracts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from ..errors import KernelError
+from ..model import Count, Family, Outcome, ProtocolClass, Verdict
+from . import abi, libbpf
+
+FAMILY_TO_ABI = {Family.IPV4: abi.FAMILY_IPV4, Family.IPV6: abi.FAMILY_IPV6}
+FAMILY_FROM_ABI = (Family.OTHER, Family.IPV4, Family.IPV6)
+VERDICT_TO_ABI = {Verdict.ALLOW: abi.VERDICT_ALLOW, Verdict.LOG: abi.VERDICT_LOG, Verdict.DENY: abi.VERDICT_DENY}
+VERDICT_FROM_ABI = {number: verdict for verdict, number in VERDICT_TO_ABI.items()}
+
+
+def map_memory(map_fd: int, size: int, *, write: bool) -> mmap.mmap:
+    """Map an array map's elements; `size` in bytes, rounded up to whole pages."""
+    pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    prot = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
+    try:
+        return mmap.mmap(map_fd, pages, flags=mmap.MAP_SHARED, prot=prot)
+    except OSError as error:
+        raise KernelError(f"map a BPF array: {os.strerror(error.errno)}") from None
+
+
+_MEMBARRIER_CMD_GLOBAL = 1
+_SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
+
+
+def wait_for_packets_under_way() -> None:
+    """Return when every packet that was in the program at the time of the call has left it (an RCU grace period: membarrier(2), about
+    10 ms). Call it in a thread."""
+    number = _SYS_MEMBARRIER.get(os.uname().machine)
+    if number is None or ctypes.CDLL(None, use_errno=True).syscall(number, _MEMBARRIER_CMD_GLOBAL, 0, 0) != 0:
+        raise KernelError(f"membarrier: {os.strerror(ctypes.get_errno())}")
+
+
+def monotonic_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+
+class Control:
+    """What the daemon tells the packet path; and the ledger, what it tells itself after its own restart."""
+
+    def __init__(self, maps: Mapping[str, int], *, fresh: bool, identity: int, cpus: int, sets: int):
+        self._memory = map_memory(maps["control"], abi.CONTROL.itemsize, write=True)
+        self._ledger_memory = map_memory(maps["ledger"], abi.LEDGER.itemsize, write=True)
+        self.block = np.frombuffer(self._memory, abi.CONTROL, 1)[0]
+        self.ledger = np.frombuffer(self._ledger_memory, abi.LEDGER, 1)[0]
+        self._ports = np.frombuffer(map_memory(maps["ports"], 65536, write=True), "u1", 65536)
+        if fresh:
+            self._begin()
+        self.ledger["abi_version"] = abi.ABI_VERSION
+        self.ledger["cpus"], self.ledger["sets"], self.ledger["build"] = cpus, sets, identity
+        self.ledger["generation"] += 1
+
+    def _begin(self) -> None:
+        self.block["seed"] = [secrets.randbits(64) | 1 for _ in range(4)]
+        self.block["slots"]["number"] = np.arange(abi.MAX_SLOTS)
+        # Window 1 is empty and read, so that an entry of window 0 (never used) is older than the one before the running one.
+        self.block["read_window"], self.block["window"] = 1, 2
+        self.block["default_verdict"] = abi.VERDICT_LOG
+        self.ledger["started"] = self.ledger["window_started"] = monotonic_ns()
+
+    @property
+    def window(self) -> int:
+        return int(self.block["window"])
+
+    @property
+    def reading(self) -> bool:
+        """Was the last closed window not yet read?"""
+        return int(self.block["read_window"]) != self.window - 1
+
+    @property
+    def window_started(self) -> float:
+        """CLOCK_MONOTONIC, seconds."""
+        return int(self.ledger["window_started"]) / 1e9
+
+    def close_window(self) -> int:
+        """Begin the next window; return the number of the one that ended. Follow with a grace period, then read it, then `window_read`."""
+        closed = self.window
+        self.ledger["window_started"] = monotonic_ns()
+        self.block["window"] = closed + 1
+        return closed
+
+    @property
+    def tracked(self) -> Count:
+        """Counts read at the ends of windows, since the maps were made."""
+        half = self.ledger["half"][self._newer_half()]
+        return Count(int(half["packets"]), int(half["bytes"]))
+
+    def _newer_half(self) -> int:
+        windows = self.ledger["half"]["window"]
+        return int(windows[1] > windows[0])
+
+    def window_read(self, closed: int, packets: int, bytes_: int) -> None:
+        """Enter what the window `closed` held. A crash at any point leaves the old sum or the new one, and never counts twice."""
+        newer = self._newer_half()
+        half = self.ledger["half"]
+        if int(half["window"][newer]) != closed:
+            other = 1 - newer
+            half["packets"][other] = half["packets"][newer] + np.uint64(packets)
+            half["bytes"][other] = half["bytes"][newer] + np.uint64(bytes_)
+            half["window"][other] = closed
+        self.block["read_window"] = closed
+
+    def adopt_tracked(self, extra: Count) -> None:
+        """Enter counts taken from a talker table that is given up. Not safe against a crash; used when tables change size."""
+        half = self.ledger["half"]
+        newer = self._newer_half()
+        half["packets"][newer] += np.uint64(extra.packets)
+        half["bytes"][newer] += np.uint64(extra.bytes)
+
+    def set_policy_copy(self, copy: int) -> None:
+        self.block["policy"] = copy
+
+    @property
+    def policy_copy(self) -> int:
+        return int(self.block["policy"])
+
+    def set_default(self, verdict: Verdict) -> None:
+        self.block["default_verdict"] = VERDICT_TO_ABI[verdict]
+
+    def set_events(self, interval: float, per_second: int) -> None:
+        self.block["event_interval"] = int(interval * 1e9) >> abi.SEEN_SHIFT
+        self.block["event_budget"] = per_second
+        self.block["event_reserve"] = per_second // 4
+
+    def set_ephemeral(self, first: int, last: int) -> None:
+        self.block["ephemeral_first"], self.block["ephemeral_last"] = first, last
+
+    def set_rule_cells(self, cells: int) -> None:
+        self.block["rule_cells"] = cells
+
+    def set_ports(self, flags: Mapping[int, int]) -> None:
+        """Flags by port (abi.PORT_*); all others become 0. Port by port, since the packet path reads meanwhile."""
+        wanted = np.zeros(65536, "u1")
+        for port, value in flags.items():
+            wanted[port] = value
+        changed = np.nonzero(wanted != self._ports)[0]
+        self._ports[changed] = wanted[changed]
+
+    def slot_of(self, ifindex: int) -> int | None:
+        found = np.nonzero(self.block["slots"]["ifindex"] == ifindex)[0]
+        return int(found[0]) if len(found) else None
+
+    def take_slot(self, ifindex: int, *, enforce: bool, preferred: int | None = None) -> int:
+        """Give the interface a slot (the one it has, the preferred one, or a free one). Raises KernelError when all are taken."""
+        slots = self.block["slots"]
+        slot = self.slot_of(ifindex)
+        if slot is None:
+            free = [int(n) for n in np.nonzero(slots["ifindex"] == 0)[0]]
+            if not free:
+                raise KernelError(f"all {abi.MAX_SLOTS} interface slots are taken", hint="watch fewer interfaces")
+            slot = preferred if preferred in free else free[0]
+            slots["enforce"][slot] = enforce
+            slots["ifindex"][slot] = ifindex
+        slots["enforce"][slot] = enforce
+        return slot
+
+    def free_slot(self, slot: int) -> None:
+        self.block["slots"]["ifindex"][slot] = 0
+
+    def set_enforce(self, slot: int, enforce: bool) -> None:
+        self.block["slots"]["enforce"][slot] = enforce
+
+
+class Counters:
+    """Totals, tallies and rule counters: per-CPU arrays, read whole and summed."""
+
+    def __init__(self, maps: Mapping[str, int], *, cpus: int, rule_cells: int):
+        self._maps = maps
+        self._cpus = cpus
+        self._rule_cells = rule_cells
+
+    def totals(self) -> np.ndarray:
+        """Packets and bytes [2] by slot, family, class and outcome: an array of shape (16, 3, 8, 16, 2), u64."""
+        _, values = libbpf.lookup_batches(self._maps["totals"], np.dtype("u4"), np.dtype(("u8", (self._cpus, 2))))
+        return values.sum(axis=1).reshape(abi.MAX_SLOTS, abi.FAMILIES, abi.CLASSES, abi.OUTCOMES, 2)
+
+    def tallies(self) -> dict[str, int | Count | np.ndarray]:
+        """The fields of xm_tallies, summed over the CPUs."""
+        value = np.zeros(self._cpus, abi.TALLIES)
+        libbpf.lookup(self._maps["tallies"], np.zeros(1, "u4"), value)
+        summed: dict[str, int | Count | np.ndarray] = {}
+        for name in abi.TALLIES.names or ():
+            if abi.TALLIES[name] == abi.COUNT:
+                summed[name] = Count(int(value[name]["packets"].sum()), int(value[name]["bytes"].sum()))
+            else:
+                column = value[name].sum(axis=0)
+                summed[name] = column if column.ndim else int(column)
+        return summed
+
+    def rules(self) -> np.ndarray:
+        """Packets and bytes by rule index: shape (cells, 2), u64."""
+        _, values = libbpf.lookup_batches(self._maps["rules"], np.dtype("u4"), np.dtype(("u8", (self._cpus, 2))))
+        return values.sum(axis=1)
+
+    def clear_rules(self, indexes: Iterable[int]) -> None:
+        """Zero the counters of rules that no packet can reach any more, before their indexes are given out again."""
+        wanted = np.array([index for index in indexes if index < self._rule_cells], "u4")
+        libbpf.update_batch(self._maps["rules"], wanted, np.zeros((len(wanted), self._cpus, 2), "u8"))
+
+
+def cells(totals: np.ndarray) -> Iterable[tuple[int, Family, ProtocolClass, Outcome, Count]]:
+    """The cells of `Counters.totals` that are not zero: slot, family, class, outcome, count."""
+    for slot, family, protocol, outcome in np.argwhere(totals[..., 0]):
+        packets, bytes_ = totals[slot, family, protocol, outcome]
+        yield int(slot), FAMILY_FROM_ABI[family], ProtocolClass(protocol), Outcome(outcome), Count(int(packets), int(bytes_))
