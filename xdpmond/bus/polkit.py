@@ -43,7 +43,7 @@ _ABSENT = (
 )
 """Error names, or beginnings of them, by which the bus says that nothing owns polkit's name and nothing can be started to own it."""
 
-_WHAT = {READ: "read", MANAGE_POLICY: "change the policy", SET_MODE: "change the mode", RELOAD: "reload the configuration"}
+_WHAT = {READ: "see this", MANAGE_POLICY: "change the policy", SET_MODE: "change the mode", RELOAD: "reload the configuration"}
 
 
 class Bus(Protocol):
