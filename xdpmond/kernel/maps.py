@@ -51,6 +51,11 @@ def monotonic_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
 
+def realtime_at_monotonic_zero() -> float:
+    """Seconds since the epoch when CLOCK_MONOTONIC was 0, as the wall clock has it now."""
+    return time.time() - time.monotonic()
+
+
 class Control:
     """What the daemon tells the packet path; and the ledger, what it tells itself after its own restart."""
 

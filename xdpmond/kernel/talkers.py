@@ -19,19 +19,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..model import Count, Family, Talker
+from ..rows import ROW
 from . import abi
-from .maps import FAMILY_FROM_ABI, map_memory
+from .maps import map_memory, realtime_at_monotonic_zero
 
-ROW = np.dtype(
-    [
-        ("source", "u1", 16), ("family", "u1"), ("protocol", "u1"), ("port", "u2"), ("packets", "u8"), ("bytes", "u8"), ("syns", "u8"),
-        ("first_seen", "u4"), ("last_seen", "u4"),
-    ]
-)  # fmt: skip
-"""One talker of one interval. Times in units of 2^SEEN_SHIFT ns of CLOCK_MONOTONIC."""
+_FAMILY_NUMBER = np.array([0, 4, 6], "u1")  # enum xm_family to model.Family
+_SEEN_UNIT = (1 << abi.SEEN_SHIFT) / 1e9  # seconds
 
-KEY = np.dtype([("low", "u8"), ("high", "u8"), ("tail", "u4")])
 _CHUNK_SETS = 8192  # 2 MB: small enough that the interpreter's lock is never held for long
 
 
@@ -84,68 +78,12 @@ class TalkerTable:
 
 def _rows(entries: np.ndarray, which: int) -> np.ndarray:
     rows = np.empty(len(entries), ROW)
-    for name in ("source", "family", "protocol", "port", "first_seen", "last_seen"):
+    for name in ("source", "protocol", "port"):
         rows[name] = entries[name]
+    rows["family"] = _FAMILY_NUMBER[entries["family"]]
     for name in ("packets", "bytes", "syns"):
         rows[name] = entries[name][:, which]
+    epoch = realtime_at_monotonic_zero()
+    for name in ("first_seen", "last_seen"):
+        rows[name] = epoch + entries[name] * _SEEN_UNIT
     return rows
-
-
-def count_of(rows: np.ndarray) -> Count:
-    return Count(int(rows["packets"].sum()), int(rows["bytes"].sum()))
-
-
-def merge(*parts: np.ndarray) -> np.ndarray:
-    """Sum the rows of the same source, protocol and port: over CPUs, or over intervals."""
-    rows = np.concatenate(parts)
-    if not len(rows):
-        return rows
-    keys = np.empty(len(rows), KEY)
-    words = np.ascontiguousarray(rows["source"]).view("u8").reshape(-1, 2)
-    keys["low"], keys["high"] = words[:, 0], words[:, 1]
-    keys["tail"] = rows["port"].astype("u4") | rows["protocol"].astype("u4") << 16 | rows["family"].astype("u4") << 24
-    order = np.lexsort((keys["tail"], keys["high"], keys["low"]))
-    ordered = keys[order]
-    starts = np.nonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))[0]
-    merged = rows[order[starts]]
-    sorted_rows = rows[order]
-    for name in ("packets", "bytes", "syns"):
-        merged[name] = np.add.reduceat(sorted_rows[name], starts)
-    merged["first_seen"] = np.minimum.reduceat(sorted_rows["first_seen"], starts)
-    merged["last_seen"] = np.maximum.reduceat(sorted_rows["last_seen"], starts)
-    return merged
-
-
-def unique_sources(rows: np.ndarray) -> dict[Family, int]:
-    """Distinct source addresses by family."""
-    words = np.ascontiguousarray(rows["source"]).view("u8").reshape(-1, 2)
-    found = {}
-    for number, family in enumerate(FAMILY_FROM_ABI):
-        if family is not Family.OTHER:
-            chosen = words[rows["family"] == number]
-            found[family] = len(np.unique(chosen, axis=0)) if len(chosen) else 0
-    return found
-
-
-def strongest(rows: np.ndarray, by: str, limit: int) -> np.ndarray:
-    """The `limit` rows with the most of `by` ("packets", "bytes", "syns"), strongest first; ties by source."""
-    if len(rows) > limit > 0:
-        rows = rows[np.argpartition(rows[by], len(rows) - limit)[len(rows) - limit :]]
-    return rows[np.argsort(rows[by], kind="stable")[::-1]]
-
-
-def talker(row: np.void, epoch: float) -> Talker:
-    """One row as a value; `epoch` is the wall clock at CLOCK_MONOTONIC 0, in seconds."""
-    family = FAMILY_FROM_ABI[row["family"]]
-    unit = (1 << abi.SEEN_SHIFT) / 1e9
-    return Talker(
-        family=family,
-        address=row["source"].tobytes()[: family.bits // 8],
-        protocol=int(row["protocol"]),
-        port=int(row["port"]) if row["protocol"] in (6, 17, 132) and row["port"] != abi.PORT_NONE else None,
-        packets=int(row["packets"]),
-        bytes=int(row["bytes"]),
-        syns=int(row["syns"]),
-        first_seen=epoch + int(row["first_seen"]) * unit,
-        last_seen=epoch + int(row["last_seen"]) * unit,
-    )
