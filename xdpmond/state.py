@@ -47,7 +47,7 @@ class OperatorStore:
             raise StateError(f"{self.path}: {error.strerror}") from None
         try:
             return _decode(json.loads(text))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, XdpmondError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, XdpmondError) as error:
             aside = self._move_aside()
             raise StateError(f"{self.path} is not understood: {error!r:.200}", hint=f"it is kept as {aside}") from None
 
