@@ -1,0 +1,390 @@
+"""Settings: the table, the files and their merging, and that a refusal says where and what to do."""
+
+import json
+import os
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xdpmond.config import SETTINGS, Config, ConfigPaths, Interface, config_warnings, load, require_force
+from xdpmond.configdoc import vendor_toml, with_settings
+from xdpmond.errors import ConfigError, GuardError
+from xdpmond.kinds import ENTRIES
+from xdpmond.model import AttachMode, Mode, Origin, Port, Verdict
+
+ROOT = Path(__file__).parents[2]
+MAN_PAGE = ROOT / "man" / "xdpmond.toml.5"
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """The three places, and a way to fill them."""
+
+    class Tree:
+        paths = ConfigPaths(tmp_path / "vendor.toml", tmp_path / "xdpmond.toml", tmp_path / "xdpmond.toml.d")
+
+        def write(self, name, text):
+            file = tmp_path / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+            return file
+
+        def load(self, text=None):
+            if text is not None:
+                self.write("xdpmond.toml", text)
+            return load(self.paths)
+
+        def refused(self, text):
+            with pytest.raises(ConfigError) as caught:
+                self.load(text)
+            message = str(caught.value)
+            assert message.startswith(f"{tmp_path}/"), message
+            assert message.isprintable()
+            assert len(message) < 400
+            return message.removeprefix(f"{tmp_path}/")
+
+    return Tree()
+
+
+# --- the table
+
+
+@pytest.mark.parametrize("setting", [s for s in SETTINGS.values() if s.kind is not ENTRIES and s.default is not None], ids=lambda s: s.name)
+def test_each_default_as_the_manual_shows_it_reads_back(setting):
+    assert setting.kind.parse(tomllib.loads(f"x = {setting.kind.show(setting.default)}")["x"]) == setting.default
+
+
+def test_each_setting_can_be_set_and_arrives(tree):
+    config = tree.load("""
+        mode = "enforce"
+        default = "deny"
+        interface = ["eth0", "eth1"]
+        attach = "generic"
+        allow = ["10.0.0.0/8"]
+        deny = [{ prefix = "192.0.2.1", reason = "scans" }]
+        failsafe_ports = ["tcp/2222", "udp/51820"]
+        force_default_deny = true
+        window = "2m"
+        summary_interval = "0s"
+        events = { interval = "5s", per_second = 7, ring_size = 65536 }
+        tables = { talkers = 2048, prefixes = 4096, rule_counters = 1024 }
+        journal = { enable = false, events_per_minute = 0 }
+        bus.enable = false
+        [interfaces.eth1]
+        attach = "native"
+        mode = "monitor"
+    """)
+    for path, setting in SETTINGS.items():
+        value = config
+        for key in path:
+            value = value["eth1"] if key == "NAME" else getattr(value, key)
+        assert value != setting.default, setting.name
+    assert config.failsafe_ports == (Port("tcp", 2222), Port("udp", 51820))
+    assert (config.window, config.summary_interval, config.events.interval) == (120.0, 0.0, 5.0)
+    assert config.interfaces == {"eth1": Interface(AttachMode.NATIVE, Mode.MONITOR)}
+    assert (config.mode_on("eth0"), config.mode_on("eth1")) == (Mode.ENFORCE, Mode.MONITOR)
+    assert (config.attach_on("eth0"), config.attach_on("eth1")) == (AttachMode.GENERIC, AttachMode.NATIVE)
+
+
+# --- the shipped files and documents
+
+
+def test_no_file_at_all_means_the_defaults(tree):
+    assert tree.load() == Config()
+    assert tree.load("") == Config(files=(str(tree.paths.main),))
+
+
+def test_the_vendor_file_is_current_and_changes_nothing(tree):
+    assert (ROOT / "conf/vendor.toml").read_text() == vendor_toml(), "run: python3 -m xdpmond.configdoc conf/vendor.toml"
+    tree.write("vendor.toml", vendor_toml())
+    assert tree.load() == Config(files=(str(tree.paths.vendor),))
+
+
+def test_the_conffile_watches_and_permits_private_networks(tree):
+    config = tree.load((ROOT / "conf/xdpmond.toml").read_text())
+    assert {str(e.prefix) for e in config.allow} == {
+        "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7", "fe80::/10",
+    }  # fmt: skip
+    assert (config.mode, config.default, config.deny, config.interface) == (Mode.MONITOR, Verdict.LOG, (), ("default",))
+    assert config_warnings(config) == []
+
+
+def test_what_the_conffile_shows_commented_out_is_valid_too(tree):
+    lines = (ROOT / "conf/xdpmond.toml").read_text().splitlines()
+    text = "\n".join(line.replace("#", "", 1) if line.lstrip().startswith("#") and not line.lstrip().startswith("# ") else line for line in lines)
+    config = tree.load(text)
+    assert (len(config.allow), len(config.deny)) == (7, 2)
+    assert (config.mode, config.default, config.interface, config.failsafe_ports) == (
+        Config().mode,
+        Config().default,
+        Config().interface,
+        Config().failsafe_ports,
+    )
+
+
+def test_the_strict_example(tree):
+    config = tree.load((ROOT / "conf/strict.toml").read_text())
+    assert config.default is Verdict.DENY
+    assert len(config.allow) == 3
+    assert config_warnings(config) == ['default = "deny" in monitor mode: nothing is dropped']
+
+
+def test_the_manual_page_is_current():
+    page = MAN_PAGE.read_text()
+    assert with_settings(page) == page, "run: python3 -m xdpmond.configdoc man/xdpmond.toml.5"
+
+
+def test_man_has_no_complaint_and_shows_every_setting():
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "MANWIDTH": "200"}
+    done = subprocess.run(["man", "--warnings", "-l", str(MAN_PAGE)], capture_output=True, text=True, env=environment, check=True)
+    assert done.stderr == ""
+    for setting in SETTINGS.values():
+        shown = "as everywhere" if setting.default is None else setting.kind.show(setting.default)
+        assert f" {setting.path[-1]} = {shown}\n" in done.stdout
+
+
+# --- merging
+
+
+def test_later_values_replace_and_entries_add_up(tree):
+    tree.write("vendor.toml", 'window = "5m"\n[journal]\nevents_per_minute = 1\nenable = false\n')
+    main = tree.write("xdpmond.toml", 'window = "6m"\nallow = ["10.0.0.0/8"]\n[journal]\nevents_per_minute = 2\n')
+    tree.write("xdpmond.toml.d/20-b.toml", 'window = "8m"\nallow = ["::1"]\n')
+    ten = tree.write("xdpmond.toml.d/10-a.toml", 'window = "7m"\n\ndeny = [\n  { prefix = "10.1.0.0/16", reason = " why " },\n]\n')
+    tree.write("xdpmond.toml.d/30-c.toml~", "not TOML")
+    tree.write("xdpmond.toml.d/.30-c.toml", "not TOML")
+    config = tree.load()
+    assert config.window == 480
+    assert (config.journal.events_per_minute, config.journal.enable) == (2, False)
+    assert [str(e.prefix) for e in config.allow] == ["10.0.0.0/8", "::1/128"]
+    assert [(e.reason, e.source, e.origin, e.expires) for e in config.deny] == [("why", f"{ten}:4", Origin.CONFIGURATION, None)]
+    assert config.allow[0].source == f"{main}:2"
+    assert [Path(file).name for file in config.files] == ["vendor.toml", "xdpmond.toml", "10-a.toml", "20-b.toml"]
+    assert config.entries == config.allow + config.deny
+
+
+def test_a_prefix_named_twice_is_one_entry_where_it_was_named_last(tree):
+    tree.write("xdpmond.toml.d/a.toml", '\nallow = [{ prefix = "10.0.0.0/8", reason = "again" }]')
+    (entry,) = tree.load('allow = ["10.0.0.0/8", "10.0.0.0/8"]').allow
+    assert (entry.reason, entry.source) == ("again", f"{tree.paths.dropins}/a.toml:2")
+
+
+def test_a_prefix_under_allow_and_deny_is_refused_with_both_places(tree):
+    tree.write("xdpmond.toml.d/a.toml", '\ndeny = ["10.0.0.0/8"]')
+    message = tree.refused('allow = [\n"10.0.0.0/8"]')
+    assert message.startswith("xdpmond.toml.d/a.toml:2: deny: 10.0.0.0/8 stands under allow too, in ")
+    assert "/xdpmond.toml:2" in message
+
+
+def test_entries_as_an_array_of_tables(tree):
+    config = tree.load('[[deny]]\nprefix = "192.0.2.1"\n[[deny]]\nprefix = "192.0.2.2"\nreason = "x"\n')
+    assert [(e.source.rpartition(":")[2], e.reason) for e in config.deny] == [("1", ""), ("3", "x")]
+
+
+def test_one_file_named_by_hand(tmp_path):
+    file = tmp_path / "my.conf"
+    with pytest.raises(ConfigError, match="no such file"):
+        load(ConfigPaths.single(file))
+    file.write_text('window = "2m"')
+    (tmp_path / "my.conf.d").mkdir()
+    (tmp_path / "my.conf.d" / "x.toml").write_text('summary_interval = "3m"')
+    config = load(ConfigPaths.single(file))
+    assert (config.window, config.summary_interval) == (120, 180)
+
+
+# --- refusals
+
+REFUSALS = [
+    ('modee = "enforce"', "xdpmond.toml:1: modee: unknown key (did you mean mode?)"),
+    ("\n[journal]\nevents_per_minut = 5", "xdpmond.toml:3: journal.events_per_minut: unknown key (did you mean journal.events_per_minute?)"),
+    ("events_per_minute = 5", "xdpmond.toml:1: events_per_minute: unknown key (did you mean journal.events_per_minute?)"),
+    ('[journal]\nallow = ["::1"]', "xdpmond.toml:2: journal.allow: unknown key (allow belongs above the first [table] line"),
+    ("[jornal]\nenable = true", "xdpmond.toml:1: jornal: unknown key (did you mean journal?)"),
+    ('"events.interval" = "5s"', 'xdpmond.toml:1: "events.interval": unknown key'),
+    ("zzz = 1", "xdpmond.toml:1: zzz: unknown key (see xdpmond.toml(5))"),
+    ('"a\\nb\\u001b" = 1', 'xdpmond.toml:1: "a\\nb\\u001b": unknown key'),
+    ('[interfaces.eth0.100]\nmode = "monitor"', 'xdpmond.toml:1: interfaces.eth0.100: unknown key (a name with a dot needs quotes: [interfaces."eth0.100"]'),
+    ("[interfaces.eth0]\nmod = 1", "xdpmond.toml:2: interfaces.eth0.mod: unknown key (did you mean interfaces.NAME.mode?)"),
+    ('[interfaces."a b"]', 'xdpmond.toml:1: interfaces."a b": not an interface name'),
+    ("interfaces.eth0 = 5", "xdpmond.toml:1: interfaces.eth0: 5 is not a table (write [interfaces.eth0]"),
+    ("events = 5", "xdpmond.toml:1: events: 5 is not a table (write [events]"),
+    ('mode = "enforced"', "xdpmond.toml:1: mode: 'enforced' is not one of monitor, enforce (did you mean enforce?)"),
+    ("mode = 5", "xdpmond.toml:1: mode: 5 is not one of monitor, enforce"),
+    ("default = true", "default: True is not one of allow, log, deny"),
+    ("window = 60", 'xdpmond.toml:1: window: 60 is not a duration (write it with a unit: "60s" or "60m")'),
+    ('window = "60"', "window: '60' is not a duration (a unit is missing; write 60s for seconds or 60m for minutes)"),
+    ('window = "2h"', "window: '2h' is not a duration from 1s to 1h"),
+    ('window = "0s"', "window: '0s' is not a duration from 1s to 1h"),
+    ('summary_interval = "2d"', "summary_interval: '2d' is not a duration from 1s to 1d, or \"0s\" for none"),
+    ("window = inf", "window: inf is not a duration"),
+    ("force_default_deny = 1", "force_default_deny: 1 is not true or false"),
+    ("tables.talkers = 65537", "tables.talkers: 65537 is not a power of two from 1024 to 4194304 (the nearest are 65536 and 131072)"),
+    ("tables.talkers = true", "tables.talkers: True is not a power of two"),
+    ("tables.talkers = 65536.0", "tables.talkers: 65536.0 is not a power of two"),
+    ("events.per_second = 0", "events.per_second: 0 is not a number from 1 to 1000000"),
+    ("events.per_second = 0x" + "f" * 9000, "events.per_second: the number is not a number from 1"),
+    ("interface = []", "interface: 0 interfaces are given"),
+    (f"interface = {json.dumps([f'eth{n}' for n in range(17)])}", "interface: 17 interfaces are given (1 to 16"),
+    ('interface = ["eth0", "eth0"]', "interface: eth0 stands there twice"),
+    ('interface = "an-interface-name"', "interface: 'an-interface-name' is not an interface name"),
+    ('interface = ["eth0", 5]', "interface: 5 is not an interface name"),
+    ('interface = ".."', "interface: '..' is not an interface name"),
+    ("interface = 5", "interface: 5 is not a list of interface names"),
+    ("failsafe_ports = [22]", 'failsafe_ports: 22 is not a port (write for example "tcp/22"'),
+    ('failsafe_ports = ["icmp/8"]', "failsafe_ports: 'icmp/8' is not a port"),
+    ('failsafe_ports = ["tcp/65536"]', "failsafe_ports: 'tcp/65536' is not a port"),
+    ('failsafe_ports = ["tcp/0"]', "failsafe_ports: 'tcp/0' is not a port"),
+    ('failsafe_ports = ["tcp/22", "tcp/22"]', "failsafe_ports: tcp/22 stands there twice"),
+    ('allow = "10.0.0.0/8"', "xdpmond.toml:1: allow: '10.0.0.0/8' is not a list of prefixes"),
+    ("allow = [5]", "xdpmond.toml:1: allow: 5 is not a prefix"),
+    ("allow = [{}]", "allow: {} is not a prefix"),
+    ('allow = [\n"::1",\n\n"10.1.2.3/8"]', "xdpmond.toml:4: allow: '10.1.2.3/8' has host bits set (write 10.0.0.0/8 for the network or"),
+    ('deny = [\n{ prefix = "::1", reson = "x" }]', "xdpmond.toml:2: deny: reson is unknown here (an entry has prefix, reason and force)"),
+    ('deny = [{ prefix = "::1", reason = 5 }]', "deny: 5 is not a reason"),
+    ('deny = [{ prefix = "::1", reason = "a\\nb" }]', "deny: the reason holds a line break"),
+    ('deny = [{ prefix = "::1", force = "yes" }]', "deny: 'yes' is not true or false"),
+    ('deny = ["0.0.0.0/0"]', 'deny: 0.0.0.0/0 is every ipv4 source (see the setting default, or write { prefix = "0.0.0.0/0", force = true })'),
+    ('allow = ["10.0.0.0/\\n8"]', r"allow: '10.0.0.0/\n8' has no valid prefix length"),
+    ("a = [" * 5000, "xdpmond.toml: not valid TOML: "),
+    ("a = " + "[" * 5000, "xdpmond.toml: not valid TOML: "),
+    ("a = 1\na = 2\n", "xdpmond.toml: not valid TOML: Cannot overwrite a value (at line 2"),
+    ("a = " + "9" * 5000, "xdpmond.toml: not valid TOML: "),
+    ("a = 2026-13-01", "xdpmond.toml: not valid TOML: "),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSALS, ids=range(len(REFUSALS)))
+def test_a_refusal_names_file_line_and_key_and_says_what_to_do(tree, text, message):
+    assert message in tree.refused(text)
+
+
+def test_everything_may_be_listed_when_that_is_said_twice(tree):
+    (entry,) = tree.load('deny = [{ prefix = "::/0", force = true }]').deny
+    assert entry.prefix.length == 0
+
+
+def test_a_vendor_has_no_say_in_who_is_allowed(tree):
+    tree.write("vendor.toml", 'allow = ["10.0.0.0/8"]')
+    assert tree.refused("") == "vendor.toml:1: allow: entries stand in the files in /etc only"
+
+
+def test_more_prefixes_than_the_table_holds(tree):
+    entries = [f"10.0.{n >> 8}.{n & 255}" for n in range(1025)]
+    assert tree.load(f"allow = {json.dumps(entries)}").allow
+    tree.write("xdpmond.toml", f"tables.prefixes = 1024\nallow = {json.dumps(entries)}")
+    with pytest.raises(ConfigError, match="1025 prefixes"):
+        tree.load()
+
+
+def test_files_that_cannot_be_read(tree):
+    tree.paths.main.mkdir()
+    with pytest.raises(ConfigError, match=r"xdpmond\.toml: Is a directory"):
+        tree.load()
+    tree.paths.main.rmdir()
+    tree.paths.main.write_bytes(b"a = '\xff'")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        tree.load()
+    tree.paths.main.unlink()
+    tree.paths.dropins.write_text("")
+    with pytest.raises(ConfigError, match="Not a directory"):
+        tree.load()
+    tree.paths.dropins.unlink()
+    tree.paths.dropins.mkdir()
+    (tree.paths.dropins / "dangling.toml").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=r"dangling\.toml: no such file"):
+        tree.load()
+
+
+# --- fuzzing
+
+
+def never_anything_but_a_config_error(directory, content):
+    file = directory / "fuzz.toml"
+    file.write_bytes(content)
+    try:
+        config = load(ConfigPaths.single(file))
+    except ConfigError as error:
+        assert str(error).startswith(str(file))
+    else:
+        config_warnings(config)
+
+
+@given(st.binary())
+def test_arbitrary_bytes(tmp_path_factory, content):
+    never_anything_but_a_config_error(tmp_path_factory.getbasetemp(), content)
+
+
+KEYS = sorted({key for path in SETTINGS for key in path} | {"events", "tables", "journal", "bus", "interfaces", "prefix", "reason", "force"})
+VALUES = ["monitor", "enforce", "deny", "log", "auto", "60s", "default", "eth0", "tcp/22", "10.0.0.0/8", "::1", "0.0.0.0/0", "10.0.0.1/8"]
+
+
+def toml(value):
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key, ensure_ascii=False)} = {toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return value if isinstance(value, str) and value[:1] in ("0", "1") and len(value) > 8 else json.dumps(value, ensure_ascii=False)
+
+
+SCALARS = st.one_of(
+    st.sampled_from(VALUES), st.text(max_size=8), st.booleans(), st.integers(), st.sampled_from([1024, 65536, 60]), st.floats(allow_nan=False, allow_infinity=False)
+)  # fmt: skip
+DOCUMENTS = st.dictionaries(
+    st.sampled_from(KEYS) | st.text(max_size=6),
+    st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=4), inner, max_size=4)),
+    max_size=5,
+)
+
+
+@given(DOCUMENTS)
+def test_arbitrary_documents(tmp_path_factory, document):
+    text = "\n".join(f"{json.dumps(key, ensure_ascii=False)} = {toml(value)}" for key, value in document.items())
+    never_anything_but_a_config_error(tmp_path_factory.getbasetemp(), text.encode(errors="surrogatepass"))
+
+
+@given(st.data())
+def test_the_shipped_files_with_bytes_changed(tmp_path_factory, data):
+    content = bytearray((ROOT / data.draw(st.sampled_from(["conf/xdpmond.toml", "conf/strict.toml", "conf/vendor.toml"]))).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 3))] = data.draw(st.sampled_from([b"", b'"', b"[", b"]", b"=", b"\n", b"{", b"9", b"."]))
+    never_anything_but_a_config_error(tmp_path_factory.getbasetemp(), bytes(content))
+
+
+# --- what is permitted but perhaps not meant
+
+
+def test_enforcing_default_deny_has_to_be_said_twice(tree):
+    strict = tree.load('mode = "enforce"\ndefault = "deny"')
+    with pytest.raises(GuardError, match="DNS, apt and NTP") as caught:
+        require_force(strict)
+    assert "force_default_deny = true" in caught.value.hint
+    require_force(strict, forced=True)
+    require_force(strict, mode=Mode.MONITOR)
+    require_force(tree.load('mode = "enforce"\ndefault = "deny"\nforce_default_deny = true'))
+    require_force(tree.load('mode = "enforce"'))
+    watching = tree.load('default = "deny"')
+    require_force(watching)
+    with pytest.raises(GuardError):
+        require_force(watching, mode=Mode.ENFORCE)
+    with pytest.raises(GuardError):
+        require_force(tree.load('default = "deny"\n[interfaces.eth0]\nmode = "enforce"'))
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ('default = "deny"', 'default = "deny" in monitor mode: nothing is dropped'),
+        ('deny = ["::1"]', "deny entries in monitor mode: nothing is dropped"),
+        ('default = "deny"\nmode = "enforce"\nforce_default_deny = true', "answers to this host's own connections are dropped"),
+        ("failsafe_ports = []", "nothing guards against locking yourself out"),
+        ('interface = "eth1"\n[interfaces.eth0]\nmode = "enforce"', "[interfaces.eth0] has no effect"),
+    ],
+)
+def test_warnings(tree, text, warning):
+    (found,) = config_warnings(tree.load(text))
+    assert warning in found
