@@ -17,14 +17,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 SUITE = "bookworm"
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDPMOND_CACHE", "/var/cache/xdpmond-dev"))
 
-SERVER = ("systemd-sysv", "dbus", "polkitd", "openssh-server", "sudo", "iproute2", "iputils-ping", "netcat-openbsd", "libglib2.0-bin", "man-db")
-"""The server, and the tools that the tests use inside it. Neither procps nor a compiler: the package must do without."""
+SERVER = ("systemd-sysv", "dbus", "polkitd", "openssh-server", "sudo", "iproute2", "iputils-ping", "netcat-openbsd", "libglib2.0-bin")
+"""The server, and the tools that the tests use inside it. The package needs none of them."""
 
 NETWORK = """\
 [Match]
@@ -38,9 +39,6 @@ Address=2001:db8:77::1/64
 Gateway=10.77.0.2
 Gateway=fd77::2
 IPv6AcceptRA=no
-LinkLocalAddressing=ipv6
-DHCP=no
-[DHCPServer]
 """
 """host0, as nspawn names the machine's end of its veth. Every foreign address is behind the wire's end, so answers find their way back."""
 
@@ -58,7 +56,7 @@ def package_depends() -> list[str]:
     return names
 
 
-def _sources() -> str:
+def _mirror() -> str:
     """This machine's apt source for the suite's main section, in one line; empty where it has none (then debootstrap's own default)."""
     text = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(SITE) $(CODENAME) $(COMPONENT)", "Created-By: Packages"],
@@ -73,7 +71,7 @@ def _sources() -> str:
 
 def tree() -> Path:
     """The cached tree; made first if it is not there. One process makes it, others wait."""
-    recipe = "\n".join(["2", SUITE, *SERVER, *package_depends(), NETWORK])
+    recipe = "\n".join(["3", SUITE, *SERVER, *package_depends(), NETWORK])
     path = CACHE / f"{SUITE}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock:
@@ -99,25 +97,24 @@ def _make(path: Path) -> None:
                 raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}; the end of {log}:\n{log.read_text()[-3000:]}")
 
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-        mirror = _sources()
+        mirror = _mirror()
         run("debootstrap", "--variant=minbase", SUITE, str(path), *([mirror] if mirror else []))
         shutil.copy("/etc/resolv.conf", path / "etc/resolv.conf")
         policy = path / "usr/sbin/policy-rc.d"
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
-        # A hand-made chroot image may leave man pages out; here they are wanted, so apt's configuration stays Debian's own.
         run("chroot", str(path), "apt-get", "install", "-y", "--no-install-recommends", *SERVER, *package_depends())
         run("chroot", str(path), "apt-get", "clean")
         policy.unlink()
         (path / "etc/resolv.conf").unlink()
         (path / "etc/hostname").write_text("machine\n")
-        (path / "etc/machine-id").write_text("uninitialized\n")
+        (path / "etc/machine-id").write_text("")
         (path / "etc/systemd/network").mkdir(parents=True, exist_ok=True)
-        (path / "etc/systemd/network/10-host0.network").write_text(NETWORK.replace("[DHCPServer]\n", ""))
+        (path / "etc/systemd/network/10-host0.network").write_text(NETWORK)
         run("chroot", str(path), "systemctl", "enable", "systemd-networkd.service")
         for unit in ("systemd-networkd-wait-online.service", "getty@tty1.service", "console-getty.service", "apt-daily.timer",
                      "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
-                     "fstrim.timer", "man-db.timer"):  # fmt: skip
+                     "fstrim.timer"):  # fmt: skip
             run("chroot", str(path), "systemctl", "mask", unit)
         (path / "etc/systemd/journald.conf.d").mkdir(parents=True, exist_ok=True)
         (path / "etc/systemd/journald.conf.d/storage.conf").write_text("[Journal]\nStorage=persistent\n")
@@ -126,13 +123,31 @@ def _make(path: Path) -> None:
         (path / "etc/sudoers.d/admin").write_text("admin ALL=(ALL) NOPASSWD: ALL\n")
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A tree to write in. `upper` holds what differs from `lower`; None where the whole was copied."""
+
+    root: Path
+    lower: Path
+    upper: Path | None
+
+
+def sweep() -> None:
+    """Remove what a killed test run left: its overlay, if the process is gone whose number the directory carries."""
+    for base in CACHE.glob("sessions/machine-*"):
+        if not Path("/proc", base.name.split("-")[1]).exists():
+            subprocess.run(["umount", "-l", str(base / "root")], capture_output=True, check=False)
+            shutil.rmtree(base, ignore_errors=True)
+
+
 @contextlib.contextmanager
-def copy() -> Iterator[Path]:
+def copy() -> Iterator[Copy]:
     """The tree to write in: an overlay where the file system allows one, else a copy. Gone at the end."""
     lower = tree()
     sessions = CACHE / "sessions"
     sessions.mkdir(exist_ok=True)
-    base = Path(tempfile.mkdtemp(prefix="machine-", dir=sessions))
+    sweep()
+    base = Path(tempfile.mkdtemp(prefix=f"machine-{os.getpid()}-", dir=sessions))
     root = base / "root"
     mounted = False
     try:
@@ -143,7 +158,7 @@ def copy() -> Iterator[Path]:
         if not mounted:
             root.rmdir()
             subprocess.run(["cp", "-a", "--reflink=auto", str(lower), str(root)], check=True)
-        yield root
+        yield Copy(root, lower, base / "upper" if mounted else None)
     finally:
         if mounted:
             subprocess.run(["umount", "-l", str(root)], check=False)
