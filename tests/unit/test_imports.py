@@ -1,0 +1,133 @@
+"""Who may import whom. The arrows go one way, app -> {kernel, bus, sinks} -> service -> model, and adapters never import each other.
+
+Imports inside functions count as well: this is about what a room knows of, not about when it is loaded. What has to be lazy is said apart.
+"""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "xdpmond"
+
+VALUES = {"model", "errors", "units"}
+"""Free of the kernel, of D-Bus and of each other's rooms; for everybody."""
+
+ROOMS = {
+    "": set(),
+    "errors": set(),
+    "tomllines": set(),
+    "units": {"errors"},
+    "model": {"errors"},
+    "rows": {"model"},
+    "kinds": VALUES,
+    "config": VALUES | {"kinds", "tomllines"},
+    "configdoc": {"config", "kinds"},
+    "policy": VALUES,
+    "state": VALUES | {"policy"},
+    "kernel": VALUES | {"config", "rows"},
+    "windows": VALUES | {"config", "rows"},
+    "detect": VALUES | {"config", "rows"},
+    "service": VALUES | {"config", "policy", "windows", "detect", "rows", "state", ""},
+    "sinks": VALUES | {"config"},
+    "bus": VALUES | {"service"},
+    "cli": VALUES | {""},
+}
+"""Room -> the rooms that it may import beside itself; "" is the package itself, which holds the version."""
+
+EVERYTHING_BUT_CLI = set(ROOMS) - {"cli"}
+COMPOSITION = {"app": EVERYTHING_BUT_CLI, "__main__": {"app"}}
+"""Where the parts are put together."""
+
+LIBRARIES = {
+    "bcc": {"kernel/compile.py"},
+    "dbus_next": {"bus/", "cli/client.py"},
+    "pyroute2": {"kernel/"},
+    "numpy": {"kernel/", "rows.py", "windows.py", "detect/", "service.py"},
+    "systemd": {"sinks/", "app.py"},
+    "rich": {"cli/"},
+}
+"""Library -> where alone it may be imported. What is not named here is not a dependency of ours."""
+
+LAZY = {"bcc", "rich"}
+"""Never imported by merely importing the module: the one maps LLVM, the other may be absent."""
+
+SOURCES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
+STANDARD = sys.stdlib_module_names
+
+
+def room_of(source):
+    """The module, or the package directly under ours, that a file belongs to."""
+    return "" if source == "__init__.py" else source.split("/")[0].removesuffix(".py")
+
+
+def imports(source):
+    """Every import in a file as (absolute dotted name, whether at the top level)."""
+    tree = ast.parse((PACKAGE / source).read_text(), source)
+    deferred = {node for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) for node in ast.walk(f)}
+    package = ["xdpmond", *Path(source).parent.parts]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = [*base, *(node.module or "").split(".")] if node.module else base
+            names = [".".join([*module, alias.name]) for alias in node.names]
+        else:
+            continue
+        for name in names:
+            yield name, node not in deferred
+
+
+def imported_rooms(source):
+    known = {room_of(other) for other in SOURCES}
+    for name, _ in imports(source):
+        top, *rest = name.split(".")
+        if top == "xdpmond":
+            yield rest[0] if rest and rest[0] in known else ""
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_rooms(source):
+    room = room_of(source)
+    allowed = {**ROOMS, **COMPOSITION}
+    assert room in allowed, f"{room} is a new room: put it into the table and into ARCHITECTURE.md"
+    outside = set(imported_rooms(source)) - {room}
+    assert outside <= allowed[room], f"{source} imports {sorted(outside - allowed[room])}"
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_libraries(source):
+    for name, at_top in imports(source):
+        library = name.split(".")[0]
+        if library in STANDARD or library == "xdpmond":
+            continue
+        assert library in LIBRARIES, f"{source} imports {library}, which is no dependency of ours"
+        assert any(source == place or (place.endswith("/") and source.startswith(place)) for place in LIBRARIES[library]), (
+            f"{source} imports {library}, which is for {sorted(LIBRARIES[library])}"
+        )
+        assert not (library in LAZY and at_top), f"{source} imports {library} at its top"
+
+
+def test_the_reader_of_imports_sees_each_form(tmp_path, monkeypatch):
+    """Else the tests above would pass on whatever they overlook."""
+    (tmp_path / "bus").mkdir()
+    (tmp_path / "bus" / "x.py").write_text(
+        "import bcc.table\nfrom dbus_next import a\nfrom . import y\nfrom .. import kernel\nfrom ..kernel import maps\nfrom .y import z\n"
+        "import xdpmond.cli.main\nasync def f():\n    from ..policy import Policy\n    import rich\n"
+    )
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    assert list(imports("bus/x.py")) == [
+        ("bcc.table", True),
+        ("dbus_next.a", True),
+        ("xdpmond.bus.y", True),
+        ("xdpmond.kernel", True),
+        ("xdpmond.kernel.maps", True),
+        ("xdpmond.bus.y.z", True),
+        ("xdpmond.cli.main", True),
+        ("xdpmond.policy.Policy", False),
+        ("rich", False),
+    ]
+    monkeypatch.setitem(globals(), "SOURCES", ["kernel/maps.py", "bus/y.py", "policy.py", "cli/main.py"])
+    assert set(imported_rooms("bus/x.py")) == {"kernel", "bus", "policy", "cli"}
