@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,6 +98,10 @@ class PrivateBus:
             self._daemon = None
             (self.directory / "socket").unlink(missing_ok=True)
 
+    def signal(self, number: int) -> None:
+        assert self._daemon is not None
+        self._daemon.send_signal(number)
+
     def close(self) -> None:
         for process in reversed(self._started):
             end(process)
@@ -144,17 +149,27 @@ class FakeDaemon:
         self._bus = bus
 
     def wait_line(self, line: str) -> None:
-        assert self.process.stdout is not None
-        for got in self.process.stdout:
-            if got.strip() == line:
+        while got := read_line(self.process):
+            if got == line:
                 return
-        raise AssertionError(f"the daemon ended before '{line}':\n{self.log()}")
+        raise AssertionError(f"the daemon did not come to '{line}':\n{self.log()}")
 
     def log(self) -> str:
         return self._bus.log("daemon.log")
 
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+
+def read_line(process: subprocess.Popen[str], seconds: float = 20.0) -> str:
+    """The next line of its standard output; empty if it ends, or is silent for so long that it is killed for it."""
+    assert process.stdout is not None
+    watch = threading.Timer(seconds, process.kill)
+    watch.start()
+    try:
+        return process.stdout.readline().strip()
+    finally:
+        watch.cancel()
 
 
 def end(process: subprocess.Popen[str]) -> None:

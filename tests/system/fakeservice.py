@@ -1,7 +1,7 @@
 """The bus server with a service written by hand: it keeps a list of entries and does as it is told through ordinary calls.
 
 `Explain` steers it: "emit N" makes N events, "wait" answers only after `Confirm` was called, "crash" raises what no caller may see.
-It prints "ready" when the first attempt at the bus has ended, and each later state on a line.
+SIGUSR1 makes it send 900 signals at once. It prints "ready" when the first attempt at the bus has ended, and "sent" and "ended".
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class FakeService:
         self.listeners: list[Notify] = []
         self.confirmed = asyncio.Event()
         self.last_caller: Caller | None = None
+        self.waited = 0
 
     @property
     def entry_count(self) -> int:
@@ -70,7 +71,8 @@ class FakeService:
 
     async def status(self) -> dict[str, Any]:
         caller = self.last_caller
-        return {"version": self.version, "followers": len(self.feeds), "caller": caller and [caller.uid, caller.name, caller.pid]}
+        return {"version": self.version, "followers": len(self.feeds), "waited": self.waited,
+                "caller": caller and [caller.uid, caller.name, caller.pid]}  # fmt: skip
 
     async def change(self, verdict: Verdict, prefixes: Sequence[str], *, caller: Caller, seconds: float | None = None, reason: str = "",
                      force: bool = False, extra_peers: Sequence[str] = ()) -> dict[str, Any]:  # fmt: skip
@@ -106,13 +108,11 @@ class FakeService:
             raise RuntimeError("an inner secret")
         if word == "wait":
             await self.confirmed.wait()
+            self.waited += 1
         if word == "emit":
             for serial in range(int(number)):
                 for feed in self.feeds:
                     feed.put({"serial": serial, "padding": "x" * 200})
-        if word == "signals":
-            for serial in range(int(number)):
-                self.tell("SourceBlocked", {"serial": serial, "padding": "x" * 1000})
         return {"address": address}
 
     async def set_mode(self, mode: str, *, caller: Caller, interface: str = "", force: bool = False, confirm: float | None = None,
@@ -142,6 +142,11 @@ class FakeService:
         self.listeners.append(callback)
         return lambda: self.listeners.remove(callback)
 
+    def burst(self) -> None:
+        for serial in range(900):
+            self.tell("SourceBlocked", {"serial": serial, "padding": "x" * 1000})
+        print("sent", flush=True)
+
     def tell(self, name: str, body: Mapping[str, Any]) -> None:
         for listener in self.listeners:
             listener(name, body)
@@ -153,6 +158,7 @@ async def main(address: str) -> None:
                        first_pause=0.05, longest_pause=0.2)  # fmt: skip
     task = asyncio.create_task(server.run())
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, service.burst)
     await server.settled()
     print("ready", flush=True)
     try:

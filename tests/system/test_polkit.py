@@ -6,7 +6,7 @@ polkitd finds our actions file and the user `xdpmond` in a mount namespace of it
 from __future__ import annotations
 
 import json
-import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from busfixture import MANAGER, NAME, NOBODY, PATH, ROOT, FakeDaemon, PrivateBus, end, private_bus, wait_for  # noqa: E402
+from busfixture import MANAGER, NAME, NOBODY, PATH, ROOT, FakeDaemon, PrivateBus, end, private_bus, read_line, wait_for  # noqa: E402
 
 POLKIT = "org.freedesktop.PolicyKit1"
 DAEMON_UID = 64990
@@ -107,11 +107,11 @@ def test_polkit_decides_for_everybody_but_root(bus: PrivateBus, daemon: FakeDaem
 
 
 def test_root_does_not_wait_for_a_polkit_that_hangs(bus: PrivateBus, daemon: FakeDaemon, polkitd: subprocess.Popen[str]) -> None:
-    os.kill(polkitd.pid, 19)  # SIGSTOP
+    polkitd.send_signal(signal.SIGSTOP)
     try:
         assert '"deny"' in gdbus(bus, "Deny", "['192.0.2.0/24']", "{}", uid=0)
     finally:
-        os.kill(polkitd.pid, 18)
+        polkitd.send_signal(signal.SIGCONT)
 
 
 def test_polkit_that_goes_away_leaves_the_rule_for_its_absence(bus: PrivateBus, daemon: FakeDaemon, polkitd: subprocess.Popen[str]) -> None:
@@ -132,8 +132,7 @@ class Conversation:
         assert self.told()["registered"] is True
 
     def told(self) -> dict[str, Any]:
-        assert self.agent.stdout is not None
-        line = self.agent.stdout.readline()
+        line = read_line(self.agent)
         assert line, self.bus.log("agent.log")
         return json.loads(line)
 
@@ -146,8 +145,7 @@ class Conversation:
         self.say(self.caller, how)
 
     def answer(self) -> str:
-        assert self.caller.stdout is not None
-        return self.caller.stdout.readline().strip()
+        return read_line(self.caller)
 
     def authenticated_as_root(self, cookie: str) -> None:
         """What polkit's helper says when the password was right; only root can say it."""
