@@ -31,6 +31,9 @@ def _setting(default: T, kind: Kind[Any], help: str) -> T:
     return field(default=default, metadata={"kind": kind, "help": " ".join(help.split())})
 
 
+# A row reads as a row, and its default is evaluated once, as it should be.
+# ruff: noqa: RUF009
+# fmt: off
 @dataclass(frozen=True, slots=True)
 class Interface:
     """`[interfaces.NAME]`: what differs on one interface. None: as everywhere."""
@@ -117,6 +120,7 @@ class Config:
     interfaces: Mapping[str, Interface] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     """The files that were read. Not a setting."""
+# fmt: on
 
     @property
     def entries(self) -> tuple[Entry, ...]:

@@ -34,7 +34,7 @@ def man_settings() -> str:
         if table:
             lines.append(_man_text(_about(table)))
         for setting in settings:
-            lines += [".TP", f".BR {setting.path[-1]} \" = {_man(_default(setting))}\""]
+            lines += [".TP", f'.BR {setting.path[-1]} " = {_man(_default(setting))}"']
             lines += [_man_text(setting.help), ".br", f"Takes {_man(setting.kind.form)}."]
     return "\n".join(lines) + "\n"
 

@@ -64,9 +64,10 @@ def good(**changes):
     [
         b"", b"{", b"\xff\xfe", b"null", b"[]", b"{}", b'{"version": 1}', b"[" * 100_000, b'{"version": 1e999}',
         *(json.dumps(document).encode() for document in (
-            {**good(), "version": 2}, {**good(), "mode": "x"}, {**good(), "mode": []}, {**good(), "interface_modes": []}, {**good(), "entries": 5},
-            {**good(), "entries": [5]}, good(prefix="10.0.0.1/8"), good(prefix=5), good(verdict="maybe"), good(origin="?"), good(created="now"),
-            good(created=math.nan), good(expires=math.inf), good(expires=True), good(created=10**400),
+            {**good(), "version": 2}, {**good(), "mode": "x"}, {**good(), "mode": []}, {**good(), "interface_modes": []},
+            {**good(), "entries": 5}, {**good(), "entries": [5]}, good(prefix="10.0.0.1/8"), good(prefix=5), good(verdict="maybe"),
+            good(origin="?"), good(created="now"), good(created=math.nan), good(created=10**400), good(expires=math.inf),
+            good(expires=True),
         )),
     ],
     ids=lambda content: repr(content[-40:]),

@@ -1,5 +1,7 @@
 """Durations and reasons."""
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,16 @@ from xdpmond.units import LONGEST_DURATION, LONGEST_REASON, format_duration, par
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("0s", 0), ("90s", 90), ("10m", 600), ("1h30m", 5400), ("2d", 172800), ("1d1h1m1s", 90061), ("1d1s", 86401), ("3650d", LONGEST_DURATION)],
+    [
+        ("0s", 0),
+        ("90s", 90),
+        ("10m", 600),
+        ("1h30m", 5400),
+        ("2d", 172800),
+        ("1d1h1m1s", 90061),
+        ("1d1s", 86401),
+        ("3650d", LONGEST_DURATION),
+    ],
 )
 def test_durations(text, seconds):
     assert parse_duration(text) == seconds
@@ -60,10 +71,8 @@ def test_format(seconds, text):
 @given(st.text())
 def test_nothing_but_usage_errors(text):
     for parse in (parse_duration, parse_reason):
-        try:
+        with suppress(UsageError):
             parse(text)
-        except UsageError:
-            pass
 
 
 def test_a_reason_is_one_printable_line():
