@@ -29,8 +29,10 @@ ROOMS = {
     "kernel": VALUES | {"config", "rows"},
     "windows": VALUES | {"config", "rows"},
     "detect": VALUES | {"config", "rows"},
-    "service": VALUES | {"config", "policy", "windows", "detect", "rows", "state", ""},
-    "sinks": VALUES | {"config"},
+    "messages": VALUES | {"rows"},
+    "interfaces": VALUES | {"config", "messages"},
+    "service": VALUES | {"config", "policy", "windows", "detect", "rows", "state", "messages", "interfaces", ""},
+    "sinks": VALUES | {"config", "messages"},
     "bus": VALUES | {"service"},
     "cli": VALUES | {""},
 }
