@@ -71,10 +71,11 @@ def _help_width() -> int:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """The known word that was probably meant, or nothing."""
+    """The known word that was probably meant, or nothing. Dashes in front make no two words alike."""
     import difflib
 
-    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.5)), "")
+    names = {item.lstrip("-"): item for item in known}
+    return next((names[name] for name in difflib.get_close_matches(word.lstrip("-"), names, n=1, cutoff=0.5)), "")
 
 
 def build_parser(words: Collection[str] | None = None) -> Parser:

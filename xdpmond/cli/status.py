@@ -2,8 +2,8 @@
 
 The order is the order of their questions: is the host guarded at all, what is being dropped, how much comes in, from whom, are these
 numbers complete, and what should I type next. It fits 80 by 24 with a line left for the prompt: long lines are continued below, and when
-there is more to say than fits, the list of sources gives way first. Red is kept for what is wrong; what is limited by design (events are
-samples) is said without alarm.
+there is more to say than fits, first the list of sources gives way, then the ends of long lines. Red is kept for what is wrong; what is
+limited by design (events are samples) is said without alarm.
 """
 
 from __future__ import annotations
@@ -48,10 +48,20 @@ class Screen:
         self._own = own
         self._width = width
         self._now = now
+        self._tight = False
         self._interfaces = fields.rows(document, "interfaces")
         self._attached = [row for row in self._interfaces if fields.text(row, "state") == "attached"]
 
     def lines(self, *, legend: bool = True) -> list[str]:
+        """The screen; if it does not fit, the same with long lines cut instead of continued."""
+        self._tight = False
+        lines = self._lines(legend)
+        if len(lines) > SCREEN_LINES and self._width < UNLIMITED:
+            self._tight = True
+            lines = self._lines(legend)
+        return lines
+
+    def _lines(self, legend: bool) -> list[str]:
         head = [*self._verdict(), *self._interface_lines(), *self._figures()]
         problems = [*self._losses(), *self._reload()]
         hints = self._hints() if legend else []
@@ -60,13 +70,16 @@ class Screen:
         return head + self._sources(max(1, min(SHOWN_SOURCES, room)), legend) + tail
 
     def _line(self, label: str, parts: Iterable[Cell], *colours: str, separator: str = ", ") -> list[str]:
-        """Label and parts, continued below the first part where they would pass the width."""
+        """Label and parts, continued below the first part where they would pass the width; on a tight screen cut there."""
+        limit = self._width - len(" ...") if self._tight else self._width
         lines = []
         line, used, first = self._style(f"{label:<{LABEL}}", *colours), max(LABEL, len(label)), True
         for part in parts:
             text, colour = (part, "") if isinstance(part, str) else part
             gap = "" if first else separator
-            if not first and used + len(gap) + len(text) > self._width:
+            if not first and used + len(gap) + len(text) > limit:
+                if self._tight:
+                    return [line + " ..."]
                 lines.append(line + gap.rstrip())
                 line, used, gap = " " * LABEL, LABEL, ""
             line, used, first = line + gap + self._style(text, colour), used + len(gap) + len(text), False
@@ -233,7 +246,8 @@ class Screen:
         widest = max((len(command) for command, _ in found), default=0)
         lines = []
         for index, (command, what) in enumerate(found):
-            aside = f"{' ' * (widest - len(command))}  {what}" if LABEL + widest + 2 + len(what) <= self._width else ""
+            gap = 2 + (widest - len(command) if LABEL + widest + 2 + len(what) <= self._width else 0)
+            aside = " " * gap + what if LABEL + len(command) + gap + len(what) <= self._width else ""
             lines.append(self._style(f"{'' if index else 'next':<{LABEL}}") + self._style(command, "cyan") + aside)
         return lines
 

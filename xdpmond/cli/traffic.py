@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterable, Iterator
 
+from ..errors import NotRunningError
 from . import fields
 from .context import Context
 from .fields import Document
@@ -62,20 +62,19 @@ def events(context: Context) -> int:
         _write(context, _first(context.daemon.follow_events(), given.limit))
     except KeyboardInterrupt:
         return 0
-    if not given.limit:
-        from ..errors import NotRunningError
-
-        raise NotRunningError("the event stream has ended: the daemon stopped", hint="see: systemctl status xdpmond")
     return 0
 
 
 def _first(lines: Iterator[bytes], limit: int | None) -> Iterator[bytes]:
-    """The lines, or the first `limit` of them that are events, read no further than needed."""
-    left = itertools.count(limit - 1, -1) if limit else itertools.repeat(1)
+    """The lines, or the first `limit` of them that are events, read no further than needed. A stream that ends by itself is an error."""
+    left = limit
     for line in lines:
         yield line
-        if not line.startswith(b'{"lost"') and next(left) <= 0:
-            return
+        if left and not line.startswith(b'{"lost"'):
+            left -= 1
+            if not left:
+                return
+    raise NotRunningError("the event stream has ended: the daemon stopped", hint="see: systemctl status xdpmond")
 
 
 def _write(context: Context, lines: Iterable[bytes]) -> None:
