@@ -83,7 +83,7 @@ def imports(source):
 
 
 def imported_rooms(source):
-    known = {room_of(other) for other in SOURCES}
+    known = {room_of(other) for other in SOURCES} | set(ROOMS)
     for name, _ in imports(source):
         top, *rest = name.split(".")
         if top == "xdpmond":
