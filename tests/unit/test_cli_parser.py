@@ -34,14 +34,14 @@ def test_the_later_form_wins() -> None:
 
 
 def test_a_change() -> None:
-    found = parse("deny 192.0.2.0/24 2001:db8::/32 --for 10m --reason flood --force -j".split())
+    found = parse(["deny", "192.0.2.0/24", "2001:db8::/32", "--for", "10m", "--reason", "flood", "--force", "-j"])
     assert found.prefixes == ["192.0.2.0/24", "2001:db8::/32"]
     assert (found.duration, found.reason, found.from_file, found.force, found.json) == ("10m", "flood", None, True, "short")
     assert parse(["allow", "--from-file", "-"]).from_file == "-"
 
 
 def test_numbers_are_checked() -> None:
-    found = parse("top --by syn --limit 5 --port 0 --proto UDP --interval".split())
+    found = parse(["top", "--by", "syn", "--limit", "5", "--port", "0", "--proto", "UDP", "--interval"])
     assert (found.by, found.limit, found.port, found.proto, found.interval) == ("syn", 5, 0, "UDP", True)
     for words in (
         ["top", "--limit", "0"],

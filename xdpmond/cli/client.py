@@ -36,6 +36,7 @@ PERSON_SECONDS = 300.0
 """The same where polkit may first ask a person for a password."""
 
 START_HINT = "start it with: systemctl start xdpmond"
+ROOT_HINT = "run it with sudo, or have an administrator allow it by polkit"
 
 _OPTION_TYPES = {
     "seconds": "d", "reason": "s", "force": "b", "peers": "as", "interface": "s", "confirm": "d", "by": "s", "limit": "u", "port": "q",
@@ -185,7 +186,7 @@ class _Connection:
             raise XdpmondError(
                 f"the daemon did not answer within {self._socket.gettimeout():.0f} s", hint="systemctl status xdpmond"
             ) from None
-        except (BrokenPipeError, ConnectionResetError, EOFError):
+        except (ConnectionError, EOFError):
             raise NotRunningError("the bus closed the connection", hint="systemctl status dbus xdpmond") from None
         if reply.error_name:
             _close(reply.unix_fds)
@@ -306,14 +307,14 @@ def _error(name: str, text: str, member: str) -> XdpmondError:
     message, _, hint = text.partition("\n")
     if name.startswith(ERROR_PREFIX):
         kind = _BY_NAME.get(name[len(ERROR_PREFIX) :], XdpmondError)
-        return kind(message or "the daemon gives no reason", hint=hint)
+        return kind(message or "the daemon gives no reason", hint=hint or (ROOT_HINT if kind is NotAuthorizedError else ""))
     short = name.rpartition(".")[2]
     if short in ("ServiceUnknown", "NameHasNoOwner"):
         return NotRunningError("the daemon is not running", hint=START_HINT)
     if short in ("NoReply", "Disconnected"):
         return NotRunningError("the daemon ended before it answered", hint="see why with: journalctl -u xdpmond -n 20")
     if short in ("AccessDenied", "AuthFailed", "InteractiveAuthorizationRequired"):
-        return NotAuthorizedError(f"the bus refuses the call: {message}" if message else "the bus refuses the call")
+        return NotAuthorizedError(f"the bus refuses the call: {message}" if message else "the bus refuses the call", hint=ROOT_HINT)
     if short in ("UnknownMethod", "UnknownObject", "UnknownInterface", "InvalidArgs"):
         return XdpmondError(
             f"the running daemon does not take {member} as this client sends it", hint="after an upgrade: systemctl restart xdpmond"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import site
 import sys
 from pathlib import Path
 
-from ..errors import ConfigError, NoSuchEntryError, UsageError
+from ..errors import ConfigError, NoSuchEntryError, UsageError, XdpmondError
 from . import fields
 from .context import Context
 from .fields import Document
@@ -101,7 +102,8 @@ def check_config(context: Context) -> None:
         command += ["-c", os.path.abspath(given.file)]
     package = str(Path(__file__).resolve().parents[2])
     environ = dict(context.environ)
-    environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environ.get("PYTHONPATH", "")]))
+    if package not in site.getsitepackages():  # run from a checkout: check with the daemon of the same checkout
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environ.get("PYTHONPATH", "")]))
     done = subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
     said, complaint = done.stdout.strip(), done.stderr.strip()
     if done.returncode == 0:
@@ -112,4 +114,5 @@ def check_config(context: Context) -> None:
                 context.line(safe(line))
         return
     message, _, hint = (complaint or said or f"the check ended with status {done.returncode}").partition("\n")
-    raise ConfigError(message.removeprefix("xdpmond: "), hint=hint)
+    kind = ConfigError if done.returncode == ConfigError.exit_status else XdpmondError
+    raise kind(message.removeprefix("xdpmond: "), hint=hint)

@@ -104,7 +104,7 @@ def _prepare(out: TextIO) -> None:
 def _complain(err: TextIO, message: str, hint: str, environ: Mapping[str, str]) -> None:
     style = Style(_coloured("auto", err.isatty(), environ))
     lines = [f"{style(PROGRAM + ':', 'red')} {safe(message)}"]
-    lines += [f"  {safe(line)}" for line in hint.splitlines() if line]
+    lines += [f"  {safe(line.strip())}" for line in hint.splitlines() if line.strip()]
     try:
         err.write("\n".join(lines) + "\n")
         err.flush()

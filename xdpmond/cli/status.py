@@ -112,6 +112,7 @@ class Screen:
             parts: list[Cell] = [(safe(state), "green" if state == "attached" else "red")]
             if state == "attached":
                 parts += [safe(fields.text(row, key)) for key in (("attach", "mode") if mixed else ("attach",))]
+                parts += [("link down", "yellow")] if fields.value(row, "up") is False else []
             said = [fields.text(row, "reason"), *fields.texts(row, "notes")[:1]]
             lines += self._line(safe(fields.text(row, "name")) + " ", parts + [safe(text) for text in said if text])
         if len(rows) > len(shown):
