@@ -20,8 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import netns
-import tree
+from . import netns, tree
 
 T = TypeVar("T")
 
@@ -204,9 +203,10 @@ class Machine:
 
     def write(self, path: str, text: str) -> None:
         """Write a file as the administrator would, as one rename."""
-        with self.popen("sh", "-c", f"umask 022; mkdir -p {Path(path).parent}; cat >{path}.new && mv {path}.new {path}", stdin=subprocess.PIPE) as p:
-            _, err = p.communicate(text)
-        assert p.returncode == 0, err
+        script = f"umask 022; mkdir -p {Path(path).parent}; cat >{path}.new && mv {path}.new {path}"
+        with self.popen("sh", "-c", script, stdin=subprocess.PIPE) as process:
+            _, err = process.communicate(text)
+        assert process.returncode == 0, err
 
     def install(self, deb: Path) -> subprocess.CompletedProcess[str]:
         """`apt install ./FILE`, as a person does it, without a network."""
