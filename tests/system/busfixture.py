@@ -83,7 +83,9 @@ class PrivateBus:
     @property
     def environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("DBUS_")}
-        return kept | {"DBUS_SYSTEM_BUS_ADDRESS": self.address, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"}
+        return kept | {
+            "DBUS_SYSTEM_BUS_ADDRESS": self.address, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8",
+        }  # fmt: skip
 
     def start(self) -> None:
         command = ["dbus-daemon", f"--config-file={self._config}", "--nofork", "--nopidfile", "--print-address"]

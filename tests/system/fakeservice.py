@@ -92,7 +92,8 @@ class FakeService:
         await self.change(verdict, text.split(), caller=caller, seconds=seconds, reason=reason, force=force, extra_peers=extra_peers)
         return {"applied": len(text.split()), "notes": []}
 
-    async def remove(self, prefixes: Sequence[str], *, caller: Caller, force: bool = False, extra_peers: Sequence[str] = ()) -> dict[str, Any]:
+    async def remove(self, prefixes: Sequence[str], *, caller: Caller, force: bool = False,
+                     extra_peers: Sequence[str] = ()) -> dict[str, Any]:  # fmt: skip
         for text in prefixes:
             if self.kept.pop(Prefix.parse(text), None) is None:
                 raise NoSuchEntryError(f"there is no entry {text}")

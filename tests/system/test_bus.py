@@ -24,7 +24,7 @@ from dbus_next.aio import MessageBus
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from busfixture import MANAGER, NAME, NOBODY, PATH, ROOT, FakeDaemon, PrivateBus, end, private_bus, wait_for  # noqa: E402
+from busfixture import MANAGER, NAME, NOBODY, PATH, ROOT, FakeDaemon, PrivateBus, end, private_bus, wait_for
 
 ERROR = "org.xdpmond1.Error."
 
@@ -52,6 +52,7 @@ class Client:
 
     def __init__(self, connection: MessageBus):
         self.bus = connection
+        self.owner = ""
 
     async def ask(self, member: str, signature: str = "", body: list[Any] | None = None, fds: list[int] | None = None, *,
                   interface: str | None = MANAGER, path: str = PATH, flags: MessageFlag = MessageFlag.NONE) -> Message:  # fmt: skip
@@ -368,7 +369,7 @@ def test_no_descriptor_leaks_whatever_comes(bus: PrivateBus, daemon: FakeDaemon)
             await client.error("ChangeFromFile", "hsa{sv}", [0, "deny", {"bad": Variant("s", "")}], fds=[reader])
             await client.error("Explain", "s", ["crash"], fds=[reader])
             await client.bus.send(Message(destination=client.owner, path="/x", interface="a.b", member="C", message_type=MessageType.SIGNAL,
-                                          unix_fds=[reader]))  # type: ignore[attr-defined]  # fmt: skip
+                                          unix_fds=[reader]))  # fmt: skip
             os.close(await client.descriptor("List"))
             os.close(await client.descriptor("FollowEvents"))
             await client.bus.send(Message(destination=NAME, path=PATH, interface=MANAGER, member="FollowEvents", signature="a{sv}",
@@ -377,9 +378,10 @@ def test_no_descriptor_leaks_whatever_comes(bus: PrivateBus, daemon: FakeDaemon)
         os.close(writer)
 
     async def test(client: Client) -> None:
-        owner = await client.bus.call(Message(destination="org.freedesktop.DBus", path="/org/freedesktop/DBus",
-                                              interface="org.freedesktop.DBus", member="GetNameOwner", signature="s", body=[NAME]))  # fmt: skip
-        client.owner = owner.body[0]  # type: ignore[attr-defined]
+        owner = await client.bus.call(Message(destination="org.freedesktop.DBus", path="/org/freedesktop/DBus", member="GetNameOwner",
+                                              interface="org.freedesktop.DBus", signature="s", body=[NAME]))  # fmt: skip
+        assert owner is not None
+        client.owner = owner.body[0]
         os.close(await client.descriptor("List"))
         await client.json("Describe")  # once this is answered, what the call before it sent is closed
         before = daemon.descriptors()
@@ -421,7 +423,7 @@ def test_a_slow_call_delays_nobody(bus: PrivateBus, daemon: FakeDaemon) -> None:
 def test_one_caller_cannot_have_everything_under_way(bus: PrivateBus, daemon: FakeDaemon) -> None:
     async def test(client: Client) -> None:
         waiting = [asyncio.create_task(client.ask("Explain", "s", ["wait"])) for _ in range(100)]
-        done, pending = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         assert {task.result().error_name for task in done} == {"org.freedesktop.DBus.Error.LimitsExceeded"}
         async with client_of(bus) as other:
             await other.json("Confirm")

@@ -17,7 +17,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from busfixture import MANAGER, NAME, NOBODY, PATH, ROOT, FakeDaemon, PrivateBus, end, private_bus, read_line, wait_for  # noqa: E402
+from busfixture import MANAGER, NAME, NOBODY, PATH, ROOT, FakeDaemon, PrivateBus, end, private_bus, read_line, wait_for
 
 POLKIT = "org.freedesktop.PolicyKit1"
 DAEMON_UID = 64990
@@ -149,8 +149,9 @@ class Conversation:
 
     def authenticated_as_root(self, cookie: str) -> None:
         """What polkit's helper says when the password was right; only root can say it."""
+        identity = ("unix-user", "1", "uid", "u", "0")
         said = self.bus.busctl("call", POLKIT, "/org/freedesktop/PolicyKit1/Authority", "org.freedesktop.PolicyKit1.Authority",
-                               "AuthenticationAgentResponse2", "us(sa{sv})", str(NOBODY), cookie, "unix-user", "1", "uid", "u", "0")  # fmt: skip
+                               "AuthenticationAgentResponse2", "us(sa{sv})", str(NOBODY), cookie, *identity)  # fmt: skip
         assert said.returncode == 0, said.stderr
 
 

@@ -3,8 +3,7 @@
 dbus_next marshals and unmarshals; the socket is driven here, because a daemon that anybody on the host may call has to stand what its
 own connection class (0.2.3) does not: a socket buffer that fills up while a burst of signals is sent, a message type or header field
 that it does not know, a bus that closes during authentication, a body of 32 MB, and descriptors attached to a message that nobody
-takes. Here a message is taken in two steps. The header is parsed first, so the receiver knows who asks for what with which signature;
-the body is parsed only if somebody wants it, and never if it is longer than MAX_BODY, since unmarshalling in Python holds the loop.
+takes. Here only the header is parsed at once, and a body longer than MAX_BODY is not even kept: unmarshalling holds the loop.
 
 Descriptors have one owner at any time. Those received belong to the `Incoming` until `take_descriptor`, and `close()` ends the rest.
 Those given to `send` belong to the connection, which closes them once they are sent, or when the connection ends.
@@ -15,32 +14,27 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
-import io
 import os
 import socket
 import struct
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from dbus_next import Message, MessageFlag, MessageType
-from dbus_next._private.unmarshaller import Unmarshaller
-from dbus_next.signature import SignatureTree
+from dbus_next import Message, MessageType
+
+from .wire import MAX_BODY, Incoming, Unreadable, read_fields
 
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 DAEMON = "org.freedesktop.DBus"
 DAEMON_PATH = "/org/freedesktop/DBus"
 
-MAX_BODY = 32 * 1024
-"""Bytes. Unmarshalling the worst body of this length holds the loop for about 30 ms."""
 MAX_MESSAGE = 128 * 1024 * 1024
 """Bytes; what the D-Bus specification allows. A longer one means that the stream is out of step."""
 MAX_DESCRIPTORS = 16
 """A message on the system bus carries no more."""
-MAX_SIGNATURES = 512
-"""dbus_next keeps every signature that it ever met; past this many the callers' are forgotten again."""
 MAX_QUEUED = 1024
 """Messages waiting for the socket; signals beyond it are dropped and counted."""
 
@@ -58,71 +52,6 @@ class BusError(Exception):
 
 class Disconnected(Exception):
     """The connection is gone, or could not be made."""
-
-
-@dataclass(slots=True)
-class Incoming:
-    """A message as received: header parsed, body not yet."""
-
-    kind: int
-    flags: int
-    serial: int
-    reply_serial: int = 0
-    sender: str = ""
-    path: str = ""
-    interface: str = ""
-    member: str = ""
-    signature: str = ""
-    error_name: str = ""
-    too_long: bool = False
-    descriptors: list[int] = field(default_factory=list)
-    frame: bytes = b""
-
-    @property
-    def is_call(self) -> bool:
-        return self.kind == MessageType.METHOD_CALL.value
-
-    @property
-    def is_signal(self) -> bool:
-        return self.kind == MessageType.SIGNAL.value
-
-    @property
-    def wants_reply(self) -> bool:
-        return self.is_call and not self.flags & MessageFlag.NO_REPLY_EXPECTED
-
-    @property
-    def may_interact(self) -> bool:
-        """Did the caller allow that a person is asked for a password?"""
-        return bool(self.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
-
-    def body(self) -> list[Any]:
-        """Unmarshal the arguments; ValueError if dbus_next cannot read them."""
-        if self.too_long:
-            raise ValueError(f"the message is longer than {MAX_BODY} bytes")
-        try:
-            message = Unmarshaller(io.BytesIO(self.frame)).unmarshall()
-        except Exception as error:  # dbus_next raises whatever its parser stumbles over
-            raise ValueError(f"the message cannot be read: {error}") from error
-        finally:
-            if len(SignatureTree._cache) > MAX_SIGNATURES:
-                SignatureTree._cache.clear()
-        if message is None:
-            raise ValueError("the message is shorter than its header says")
-        return list(message.body)
-
-    def take_descriptor(self, index: int) -> int:
-        """Hand over one descriptor: the caller closes it. ValueError if the message carried none at this index."""
-        if not 0 <= index < len(self.descriptors) or self.descriptors[index] < 0:
-            raise ValueError("the message carries no descriptor for this argument")
-        taken = self.descriptors[index]
-        self.descriptors[index] = -1
-        return taken
-
-    def close(self) -> None:
-        for descriptor in self.descriptors:
-            if descriptor >= 0:
-                os.close(descriptor)
-        self.descriptors.clear()
 
 
 @dataclass(slots=True)
@@ -273,10 +202,10 @@ class Connection:
             else:
                 body = await self._read_exactly(body_length, descriptors)
             message = Incoming(kind=fixed[1], flags=fixed[2], serial=serial, too_long=too_long, frame=header + body)
-            _read_fields(message, header, order, 16 + fields_length)
+            read_fields(message, header, order, 16 + fields_length)
             message.descriptors, descriptors = descriptors, []
             return message
-        except _Unreadable:
+        except Unreadable:
             return None  # the specification: a message of an unknown kind is ignored
         except OSError as error:
             raise Disconnected(f"the connection to the bus broke: {error.strerror or error}") from error
@@ -314,7 +243,7 @@ class Connection:
 
     async def _readable(self) -> None:
         future: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_reader(self._sock, lambda: future.done() or future.set_result(None))
+        self._loop.add_reader(self._sock, _settle, future)
         try:
             await future
         finally:
@@ -393,48 +322,6 @@ class Connection:
                 return
 
 
-class _Unreadable(Exception):
-    """A whole message that means nothing to us; the stream goes on behind it."""
-
-
-_TEXT_FIELDS = {1: "path", 2: "interface", 3: "member", 4: "error_name", 7: "sender", 8: "signature"}
-_REPLY_SERIAL = 5
-
-
-def _read_fields(message: Incoming, header: bytes, order: str, end: int) -> None:
-    """Read the header fields, an array of (code, variant), into the message. Fields that we do not know are skipped."""
-    if not 1 <= message.kind <= 4:
-        raise _Unreadable
-    at = 16
-    try:
-        while at < end:
-            at += -at % 8
-            code, signature_length = header[at], header[at + 1]
-            signature = header[at + 2 : at + 2 + signature_length]
-            at += 3 + signature_length
-            if signature == b"u":
-                at += -at % 4
-                (number,) = struct.unpack_from(order + "I", header, at)
-                at += 4
-                if code == _REPLY_SERIAL:
-                    message.reply_serial = number
-                continue
-            if signature == b"g":
-                length, at = header[at], at + 1
-            elif signature in (b"s", b"o"):
-                at += -at % 4
-                (length,) = struct.unpack_from(order + "I", header, at)
-                at += 4
-            else:
-                raise _Unreadable
-            text = header[at : at + length].decode()
-            at += length + 1
-            if code in _TEXT_FIELDS:
-                setattr(message, _TEXT_FIELDS[code], text)
-    except (IndexError, struct.error, UnicodeDecodeError):
-        raise _Unreadable from None
-
-
 def _arguments(reply: Incoming) -> list[Any]:
     body = reply.body() if reply.signature else []
     if reply.kind == MessageType.ERROR.value:
@@ -460,3 +347,8 @@ def _parse_address(address: str) -> list[str]:
 def _close_all(descriptors: list[int]) -> None:
     while descriptors:
         os.close(descriptors.pop())
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -85,9 +85,9 @@ class Follower:
     async def run(self) -> None:
         """Write until the reader closes its end; close ours in every case. The reader's end is not touched here."""
         loop = asyncio.get_running_loop()
-        gone = loop.create_future()
+        gone: asyncio.Future[None] = loop.create_future()
         # A pipe's write end reports an error, and with it readability, when the last reader closes.
-        loop.add_reader(self._writer, lambda: gone.done() or gone.set_result(None))
+        loop.add_reader(self._writer, _settle, gone)
         pump = asyncio.ensure_future(self._pump())
         try:
             await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -130,9 +130,14 @@ class Follower:
 
     async def _writable(self) -> None:
         loop = asyncio.get_running_loop()
-        future = loop.create_future()
-        loop.add_writer(self._writer, lambda: future.done() or future.set_result(None))
+        future: asyncio.Future[None] = loop.create_future()
+        loop.add_writer(self._writer, _settle, future)
         try:
             await future
         finally:
             loop.remove_writer(self._writer)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
