@@ -41,7 +41,7 @@ set -l top '__fish_seen_subcommand_from top'
 complete -c xdpmonctl -n $top -l by -x -a 'bytes packets syn' -d 'Order'
 complete -c xdpmonctl -n $top -l port -x -d 'Only what goes to this port'
 complete -c xdpmonctl -n $top -l proto -x -a 'tcp udp icmp icmpv6 sctp' -d 'Only this protocol'
-complete -c xdpmonctl -n $top -l interval -d 'Only what came in the last interval'
+complete -c xdpmonctl -n $top -l interval -d 'Only the last full window'
 complete -c xdpmonctl -n '__fish_seen_subcommand_from top events' -l limit -x -d 'So many rows'
 
 complete -c xdpmonctl -n '__fish_seen_subcommand_from events' -s f -l follow -d 'Show events as they happen'

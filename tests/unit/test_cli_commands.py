@@ -46,7 +46,7 @@ def described(**values: Any) -> dict[str, Any]:
                    "denied_passed": {"packets": 0}, "essential": {"packets": 0}},
         "rates": {"packets_per_second": 5, "bytes_per_second": 500, "dropped_per_second": 0, "interval_seconds": 10},
         "books": {"evicted": {"packets": 0}, "untracked": {"packets": 0}, "balanced": True},
-        "window": {"length_seconds": 60, "late": False, "unique_sources": {"ipv4": 3, "ipv6": 1}}, "top": [talker()],
+        "window": {"started": NOW - 70, "length_seconds": 60, "late": False, "unique_sources": {"ipv4": 3, "ipv6": 1}}, "top": [talker()],
         "losses": {"ring_full": 0, "over_budget": 0, "merged": 0, "queue_full": {"journal": 0}, "journal_held_back": 0},
         "anomalies": {"truncated": 0}, "last_reload": None, **values,
     }  # fmt: skip
@@ -434,7 +434,7 @@ def test_status_in_a_quiet_hour(fake: FakeDaemon) -> None:
     assert "traffic   5 packets/s, 500 B/s, none dropped, over 10s" in lines
     assert "total     10 packets in 1h 6m, 3 unlisted, 7 allowed" in lines
     assert "policy    2 denied, 7 allowed, others: log" in lines
-    assert "top sources of 4 in 1m" in lines
+    assert f"top sources of 4 since {time.strftime('%H:%M:%S', time.localtime(NOW - 70))}" in lines
     assert lines[-2:] == [
         "next      xdpmonctl explain 203.0.113.9         the busiest source on no list",
         "          xdpmonctl deny 203.0.113.9 --for 10m  shut it out for ten minutes",
@@ -456,7 +456,7 @@ def attacked() -> dict[str, Any]:
         rates={"packets_per_second": 1_488_000, "bytes_per_second": 95e6, "dropped_per_second": 1_400_000, "interval_seconds": 10},
         policy={"deny": 999_999, "allow": 12, "expiring": 40_000, "next_expiry": NOW + 12},
         books={"evicted": count, "untracked": count, "balanced": False},
-        window={"length_seconds": 75, "late": True, "unique_sources": {"ipv4": 10**7, "ipv6": 10**6}},
+        window={"started": NOW - 90, "length_seconds": 75, "late": True, "unique_sources": {"ipv4": 10**7, "ipv6": 10**6}},
         top=[talker(source=f"2001:db8:1234:5678:9abc:def0:1234:567{index}", port=65535, packets=10**8, syns=10**8) for index in range(5)],
         losses={"ring_full": 10**6, "over_budget": 10**6, "merged": 10**6, "queue_full": {"journal": 5, "bus": 6},
                 "journal_held_back": 10**6},
@@ -515,6 +515,14 @@ def test_status_says_when_monitor_lets_denied_sources_in(fake: FakeDaemon) -> No
     lines = screen(fake)
     assert lines[0] == "MONITOR  nothing is dropped; 1.50 k packets of denied sources were let in"
     assert any("xdpmonctl mode enforce --confirm 60s" in line for line in lines)
+
+
+def test_status_repeats_the_warnings_of_the_configuration(fake: FakeDaemon) -> None:
+    fake.status = described(configuration={"warnings": [f"enforce with default = deny {'drops replies ' * 8}{ESCAPE}"]})
+    text = "\n".join(screen(fake))
+    assert "\nwarning   enforce with default = deny drops" in text
+    assert "\\x1b[31mred" in text
+    assert "\x1b[31m" not in ctl(fake, "status").out
 
 
 def test_status_of_interfaces_in_different_modes(fake: FakeDaemon) -> None:

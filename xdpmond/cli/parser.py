@@ -198,7 +198,7 @@ def _top(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=_whole, default=20, metavar="N", help="so many rows; 20 unless given")
     parser.add_argument("--port", type=_port, metavar="P", help="only what goes to this port")
     parser.add_argument("--proto", metavar="P", help="only this protocol, by name or number")
-    parser.add_argument("--interval", action="store_true", help="only what came in the last interval")
+    parser.add_argument("--interval", action="store_true", help="only what came in the last full window, not since")
 
 
 def _events(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ limited by design (events are samples) is said without alarm.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from . import fields
@@ -63,7 +64,7 @@ class Screen:
 
     def _lines(self, legend: bool) -> list[str]:
         head = [*self._verdict(), *self._interface_lines(), *self._figures()]
-        problems = [*self._losses(), *self._reload()]
+        problems = [*self._losses(), *self._reload(), *self._warnings()]
         hints = self._hints() if legend else []
         tail = ["", *problems, *hints] if problems or hints else []
         room = SCREEN_LINES - len(head) - len(tail) - 3  # an empty line, a title and the columns' names stand above the sources
@@ -161,9 +162,9 @@ class Screen:
         talkers = fields.rows(self._document, "top")[:most]
         window = fields.value(self._document, "window") or {}
         unique = sum(fields.count(window, "unique_sources", family) for family in ("ipv4", "ipv6"))
-        length = fields.number(window, "length_seconds")
+        since = fields.number(window, "started") or fields.number(self._document, "running_since")
         if not talkers:
-            return ["", self._style("top sources", "bold") + ": nobody has sent anything in the last interval"] if legend else []
+            return ["", self._style("top sources", "bold") + ": nobody has sent anything lately"] if legend else []
         shown = columns("SOURCE", "TO", ">PACKETS", ">BYTES", ">SYNS", "VERDICT")
         body = [self._source(talker) for talker in talkers]
         rows: list[list[Cell]] = [[(column.title, "dim") for column in shown], *body] if legend else body
@@ -173,8 +174,9 @@ class Screen:
         lines = [format_row(self._style, shown, widths, row) for row in rows]
         if not legend:
             return ["", *lines]
+        moment = time.strftime("%H:%M:%S", time.localtime(since))
         late = ", a late window" if fields.flag(window, "late") else ""
-        title = "top sources" + (f" of {unique:,}" if unique else "") + (f" in {span(length)}" if length else "") + late
+        title = "top sources" + (f" of {unique:,}" if unique else "") + (f" since {moment}" if since else "") + late
         return ["", self._style(title, "bold"), *lines]
 
     def _source(self, talker: Document) -> list[Cell]:
@@ -220,6 +222,11 @@ class Screen:
         ago = f" {span(self._now - when)} ago" if when else ""
         text = f"refused{ago}: {safe(fields.text(self._document, 'last_reload', 'message'))} (the settings before it hold)"
         return self._line("reload", text.split(), "bold", "red", separator=" ")
+
+    def _warnings(self) -> list[str]:
+        """What the daemon thinks of its own configuration, such as that enforcing would drop all replies."""
+        warnings = fields.texts(self._document, "configuration", "warnings")
+        return [line for text in warnings for line in self._line("warning", safe(text).split(), "yellow", separator=" ")]
 
     def _hints(self) -> list[str]:
         """Commands to type next, the most urgent first, each with what it does where that fits."""
