@@ -252,6 +252,8 @@ class Machine:
         """A UDP socket inside the machine's network that sees whatever gets past the front door."""
         link = netns.open_socket(self.namespace, socket.AF_INET6 if family == 6 else socket.AF_INET, socket.SOCK_DGRAM)
         link.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 32 << 20)
+        if family == 6:
+            link.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         link.bind(("::" if family == 6 else "0.0.0.0", port))
         return link
 

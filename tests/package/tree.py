@@ -71,7 +71,7 @@ def _mirror() -> str:
 
 def tree() -> Path:
     """The cached tree; made first if it is not there. One process makes it, others wait."""
-    recipe = "\n".join(["3", SUITE, *SERVER, *package_depends(), NETWORK])
+    recipe = "\n".join(["4", SUITE, *SERVER, *package_depends(), NETWORK])
     path = CACHE / f"{SUITE}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock:
@@ -108,6 +108,7 @@ def _make(path: Path) -> None:
         policy.unlink()
         (path / "etc/resolv.conf").unlink()
         (path / "etc/hostname").write_text("machine\n")
+        (path / "etc/hosts").write_text("127.0.0.1 localhost\n127.0.1.1 machine\n::1 localhost\n")
         (path / "etc/machine-id").write_text("")
         (path / "etc/systemd/network").mkdir(parents=True, exist_ok=True)
         (path / "etc/systemd/network/10-host0.network").write_text(NETWORK)
