@@ -7,7 +7,7 @@ import site
 import sys
 from pathlib import Path
 
-from ..errors import ConfigError, NoSuchEntryError, UsageError, XdpmondError
+from ..errors import ConfigError, GuardError, NoSuchEntryError, UsageError, XdpmondError
 from . import fields
 from .context import Context
 from .fields import Document
@@ -111,8 +111,10 @@ def check_config(context: Context) -> None:
             context.document({"ok": True, "message": said})
         else:
             for line in [*said.splitlines(), *complaint.splitlines()] or ["the configuration is in order"]:
-                context.line(safe(line))
+                context.line(safe(line.removeprefix("xdpmond: ")))
         return
+    if complaint.startswith("Traceback"):
+        raise XdpmondError(f"the check itself failed: {complaint.splitlines()[-1]}", hint=f"see all of it with: {' '.join(command[3:])}")
     message, _, hint = (complaint or said or f"the check ended with status {done.returncode}").partition("\n")
-    kind = ConfigError if done.returncode == ConfigError.exit_status else XdpmondError
+    kind = {kind.exit_status: kind for kind in (ConfigError, GuardError)}.get(done.returncode, XdpmondError)
     raise kind(message.removeprefix("xdpmond: "), hint=hint)
