@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -122,7 +122,38 @@ def test_a_broken_configuration_at_start_leaves_the_filter_on(machine: Machine) 
     assert_no_gap(before, Ledger.of(machine), stream)
 
 
+def test_a_daemon_that_hangs_is_replaced(machine: Machine) -> None:
+    before = Ledger.of(machine)
+    dropin = "/etc/systemd/system/xdpmond.service.d/watchdog.conf"
+    machine.write(dropin, "[Service]\nWatchdogSec=2s\n")
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "restart", "xdpmond")
+    pid = machine.main_pid()
+    with Stream(machine, SOURCES, 8007) as stream:
+        machine.run("systemctl", "kill", "--signal=STOP", "--kill-who=main", "xdpmond")
+        wait_for("the new daemon", lambda: replaced(machine, pid))
+    assert any("atchdog" in entry["MESSAGE"] for entry in machine.journal("-n", "50"))
+    machine.run("rm", dropin)
+    machine.run("systemctl", "daemon-reload")
+    assert_no_gap(before, Ledger.of(machine), stream)
+
+
+def test_a_changed_program_is_swapped_on_the_same_link(machine: Machine) -> None:
+    before, pid = Ledger.of(machine), machine.main_pid()
+    dropin = "/etc/xdpmond/xdpmond.toml.d/ring.toml"
+    machine.write(dropin, "[events]\nring_size = 524288\n")
+    with Stream(machine, SOURCES, 8008) as stream:
+        machine.run("systemctl", "restart", "xdpmond")
+        wait_for("the new daemon", lambda: replaced(machine, pid))
+        stream.flow()
+    after = Ledger.of(machine)
+    assert after.program not in (None, before.program)
+    assert_no_gap(replace(before, program=after.program), after, stream)
+    machine.run("rm", dropin)
+
+
 def test_upgrade_to_a_higher_version(machine: Machine, packages: Packages) -> None:
+    machine.run("systemctl", "restart", "xdpmond")
     before, pid = Ledger.of(machine), machine.main_pid()
     with Stream(machine, SOURCES, 8005) as stream:
         machine.install(packages.higher)
