@@ -17,6 +17,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,7 +45,7 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def wait_for(what: str, condition: Callable[[], T], seconds: float = 30.0) -> T:
+def wait_for(what: str, condition: Callable[[], T | None], seconds: float = 30.0) -> T:
     """Ask until the condition returns something true, and return it; fail with its name and last value."""
     end = time.monotonic() + seconds
     while True:
@@ -144,7 +145,7 @@ class Machine:
         wait_for("systemd's socket", lambda: self.run("test", "-S", "/run/systemd/private", check=False).returncode == 0)
         self.run("systemctl", "is-system-running", "--wait", check=False, seconds=90)
         for family in (4, 6):
-            wait_for(f"the wire to carry IPv{family}", lambda family=family: self.wire.ping(PERMITTED[family]))
+            wait_for(f"the wire to carry IPv{family}", partial(self.wire.ping, PERMITTED[family]))
 
     def _find_leader(self) -> int:
         assert self._nspawn is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -87,7 +88,7 @@ def test_kill_nine(machine: Machine) -> None:
         for _ in range(2):
             pid = machine.main_pid()
             machine.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "xdpmond")
-            wait_for("the new daemon", lambda pid=pid: replaced(machine, pid))
+            wait_for("the new daemon", partial(replaced, machine, pid))
             stream.flow()
     assert_no_gap(before, Ledger.of(machine), stream)
 
