@@ -6,10 +6,11 @@ Each test module has a machine of its own, so a broken one spoils no other. Boot
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,3 +68,14 @@ def machine(bare: Machine, packages: Packages) -> Machine:
     bare.install(packages.current)
     wait_for("the daemon to attach", bare.program)
     return bare
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
+    """A failure shows the machine's journal."""
+    outcome = yield
+    report = outcome.get_result()
+    machine = getattr(item, "funcargs", {}).get("bare")
+    if report.failed and machine is not None:
+        shown = machine.run("journalctl", "--boot", "--no-pager", "--lines=60", check=False).stdout
+        report.sections.append(("the machine's journal", shown))

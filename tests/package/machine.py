@@ -214,7 +214,7 @@ class Machine:
         target = self.copy.root / "root" / deb.name
         target.write_bytes(deb.read_bytes())
         try:
-            return self.run("apt-get", "install", "-y", "--no-install-recommends", f"/root/{deb.name}", seconds=180)
+            return self.run("apt-get", "install", "-qy", "-oDpkg::Use-Pty=0", "--no-install-recommends", f"/root/{deb.name}", seconds=180)
         finally:
             target.unlink()
 
