@@ -17,7 +17,7 @@
 #define XM_PORT_NONE 0        /* talker port: the protocol has none, or it could not be read */
 #define XM_VLAN_NONE 0xffff   /* event vlan: no tag seen */
 #define XM_SEEN_SHIFT 24      /* first and last seen are CLOCK_MONOTONIC nanoseconds >> this: units of 16.8 ms, 2.28 years in 32 bits */
-#define XM_SAMPLER_CELLS 8192 /* per CPU; a power of two */
+#define XM_SAMPLER_CELLS 16384 /* a power of two */
 #define XM_RULE_DEFAULT 0     /* rule index of "no entry matched" */
 
 enum xm_class {
@@ -86,17 +86,16 @@ struct xm_slot {
 /* Element 0 of the map `control`: all that the daemon tells the packet path. Written by the daemon alone. */
 struct xm_control {
 	u64 seed[4];          /* secret multipliers of the hashes, odd */
+	u64 event_interval;   /* ns */
 	u32 window;           /* number of the running window, from 1 */
 	u32 read_window;      /* the last closed window that the daemon has read; window - 1, but while it reads */
 	u32 policy;           /* 0 or 1: the trie that holds the policy */
 	u32 default_verdict;  /* enum xm_verdict */
-	u32 event_interval;   /* in units of 1 << XM_SEEN_SHIFT ns */
 	u32 event_budget;     /* events a second and CPU */
 	u32 event_reserve;    /* of these, kept for sources already known */
 	u16 ephemeral_first;  /* ip_local_port_range */
 	u16 ephemeral_last;
 	u32 rule_cells;       /* elements of the map `rules` */
-	u32 slots_used;       /* slots beyond this are free */
 	struct xm_slot slots[XM_MAX_SLOTS];
 };
 
@@ -164,7 +163,7 @@ struct xm_tallies {
 	u64 events_made;
 	u64 events_ring_full;
 	u64 events_over_budget;
-	u64 events_merged;            /* suppressed packets whose cell went to another source */
+	u64 events_merged;            /* suppressed packets whose cell went to another source before they were told */
 	u64 anomaly[XM_ANOMALIES];
 };
 
@@ -176,11 +175,15 @@ struct xm_budget {
 	u32 pad;
 };
 
-/* Per CPU: when the last event of a (source, verdict, port) was made, and what was suppressed since. */
+/*
+ * When the last event of a (source, verdict, port) was made, and what was suppressed since. Shared by all CPUs, so that a source makes one
+ * event wherever its packets arrive; claimed by compare-and-swap, so that no suppressed packet is told twice or not at all.
+ */
 struct xm_sampler {
-	u64 tag; /* hash of source, verdict, port and protocol */
-	u32 last;
-	u32 suppressed;
+	u64 tag;        /* hash of source, verdict, port and protocol; 0: free */
+	u64 last;       /* CLOCK_MONOTONIC ns */
+	u64 suppressed;
+	u64 pad;
 };
 
 struct xm_event {
@@ -215,7 +218,7 @@ _Static_assert(sizeof(struct xm_talker) == 64, "xm_talker fills a cache line");
 _Static_assert(sizeof(struct xm_set) == 256, "xm_set");
 _Static_assert(sizeof(struct xm_tallies) == 224, "xm_tallies");
 _Static_assert(sizeof(struct xm_budget) == 16, "xm_budget");
-_Static_assert(sizeof(struct xm_sampler) == 16, "xm_sampler");
+_Static_assert(sizeof(struct xm_sampler) == 32, "xm_sampler");
 _Static_assert(sizeof(struct xm_event) == 72, "xm_event");
 
 #endif

@@ -20,7 +20,7 @@ BPF_PERCPU_ARRAY(tallies, struct xm_tallies, 1);
 BPF_PERCPU_ARRAY(packet, struct xm_packet, 1);
 #ifdef XM_EVENTS
 BPF_PERCPU_ARRAY(budget, struct xm_budget, 1);
-BPF_PERCPU_ARRAY(sampler, struct xm_sampler, XM_SAMPLER_CELLS);
+BPF_ARRAY(sampler, struct xm_sampler, XM_SAMPLER_CELLS);
 BPF_RINGBUF_OUTPUT(events, XM_RING_PAGES);
 #endif
 
@@ -164,18 +164,19 @@ static __always_inline bool account_talker(const struct xm_control *ctl, const s
 static __always_inline void sample_event(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies, u64 now_ns,
 					 u32 size, u32 slot, u8 outcome, u32 rule, bool known)
 {
-	u32 now = now_ns >> XM_SEEN_SHIFT;
 	u32 zero = 0;
 	u64 tail = p->destination_port | (u64)p->protocol << 16 | (u64)outcome << 24 | 1ULL << 32;
-	u64 tag = hash_talker(ctl, p, tail);
+	u64 tag = hash_talker(ctl, p, tail) | 1;
 	u32 index = (tag >> 20) & (XM_SAMPLER_CELLS - 1);
 	struct xm_sampler *cell = sampler.lookup(&index);
 	struct xm_budget *b = budget.lookup(&zero);
 	if (!cell || !b)
 		return;
-	bool same = cell->tag == tag;
-	if (same && now - cell->last < ctl->event_interval) {
-		cell->suppressed += 1;
+	u64 held = cell->tag;
+	u64 last = cell->last;
+	/* `last` may be of a coarse clock tick that another CPU saw before this one */
+	if (held == tag && (s64)(now_ns - last) < (s64)ctl->event_interval) {
+		__sync_fetch_and_add(&cell->suppressed, 1);
 		return;
 	}
 	u32 second = now_ns >> 30;
@@ -189,9 +190,23 @@ static __always_inline void sample_event(const struct xm_control *ctl, const str
 		tallies->events_over_budget += 1;
 		return;
 	}
+	/* Of several CPUs that get here for one cell at once, one makes the event. */
+	bool ours = held == tag ? __sync_val_compare_and_swap(&cell->last, last, now_ns) == last
+				: __sync_val_compare_and_swap(&cell->tag, held, tag) == held;
+	if (!ours) {
+		tallies->events_merged += 1;
+		return;
+	}
+	cell->last = now_ns;
+	u64 suppressed = __sync_lock_test_and_set(&cell->suppressed, 0);
+	if (held != tag) {
+		tallies->events_merged += suppressed;
+		suppressed = 0;
+	}
 	struct xm_event *event = events.ringbuf_reserve(sizeof(struct xm_event));
 	if (!event) {
 		tallies->events_ring_full += 1;
+		tallies->events_merged += suppressed;
 		return;
 	}
 	u64 flow = mix(hash_talker(ctl, p, (u64)p->source_port << 32 | p->destination_port << 16 | p->protocol), p->destination[0], ctl->seed[1]);
@@ -201,7 +216,7 @@ static __always_inline void sample_event(const struct xm_control *ctl, const str
 	__builtin_memcpy(event->destination, p->destination, 16);
 	event->rule = rule;
 	event->packet_size = size;
-	event->suppressed = same ? cell->suppressed : 0;
+	event->suppressed = suppressed;
 	event->flow_hash = flow;
 	event->source_port = p->source_port;
 	event->destination_port = p->destination_port;
@@ -216,11 +231,6 @@ static __always_inline void sample_event(const struct xm_control *ctl, const str
 	events.ringbuf_submit(event, 0);
 
 	tallies->events_made += 1;
-	if (!same)
-		tallies->events_merged += cell->suppressed;
-	cell->tag = tag;
-	cell->last = now;
-	cell->suppressed = 0;
 	b->spent += 1;
 	b->unknown += !known;
 }

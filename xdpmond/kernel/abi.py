@@ -15,7 +15,7 @@ WAYS = 4
 PORT_NONE = 0
 VLAN_NONE = 0xFFFF
 SEEN_SHIFT = 24
-SAMPLER_CELLS = 8192
+SAMPLER_CELLS = 16384
 RULE_DEFAULT = 0
 
 CLASSES = 8
@@ -56,9 +56,9 @@ COUNT = np.dtype([("packets", "u8"), ("bytes", "u8")])
 SLOT = np.dtype([("ifindex", "u4"), ("enforce", "u1"), ("number", "u1"), ("pad", "u1", 2)])
 CONTROL = np.dtype(
     [
-        ("seed", "u8", 4), ("window", "u4"), ("read_window", "u4"), ("policy", "u4"), ("default_verdict", "u4"), ("event_interval", "u4"),
+        ("seed", "u8", 4), ("event_interval", "u8"), ("window", "u4"), ("read_window", "u4"), ("policy", "u4"), ("default_verdict", "u4"),
         ("event_budget", "u4"), ("event_reserve", "u4"), ("ephemeral_first", "u2"), ("ephemeral_last", "u2"), ("rule_cells", "u4"),
-        ("slots_used", "u4"), ("slots", SLOT, MAX_SLOTS),
+        ("slots", SLOT, MAX_SLOTS),
     ]
 )  # fmt: skip
 LEDGER_HALF = np.dtype([("packets", "u8"), ("bytes", "u8"), ("window", "u4"), ("pad", "u4")])
@@ -84,7 +84,7 @@ TALLIES = np.dtype(
     ]
 )  # fmt: skip
 BUDGET = np.dtype([("second", "u4"), ("spent", "u4"), ("unknown", "u4"), ("pad", "u4")])
-SAMPLER = np.dtype([("tag", "u8"), ("last", "u4"), ("suppressed", "u4")])
+SAMPLER = np.dtype([("tag", "u8"), ("last", "u8"), ("suppressed", "u8"), ("pad", "u8")])
 EVENT = np.dtype(
     [
         ("timestamp", "u8"), ("source", "u1", 16), ("destination", "u1", 16), ("rule", "u4"), ("packet_size", "u4"), ("suppressed", "u4"),

@@ -139,7 +139,7 @@ class Control:
         self.block["default_verdict"] = VERDICT_TO_ABI[verdict]
 
     def set_events(self, interval: float, per_second: int) -> None:
-        self.block["event_interval"] = int(interval * 1e9) >> abi.SEEN_SHIFT
+        self.block["event_interval"] = int(interval * 1e9)
         self.block["event_budget"] = per_second
         self.block["event_reserve"] = per_second // 4
 

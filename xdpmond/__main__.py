@@ -1,0 +1,7 @@
+"""python3 -m xdpmond"""
+
+import sys
+
+from .app import main
+
+sys.exit(main())

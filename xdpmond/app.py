@@ -1,0 +1,356 @@
+"""The daemon put together: command line, parts, tasks, signals, and the order in which they start and end.
+
+Under systemd the program stays attached when this process ends: the descriptor store holds it, until `systemctl stop` empties the store.
+In the foreground the links are this process's own, so that its end, however it comes, detaches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .config import Config, ConfigPaths, config_warnings, load, require_force
+from .errors import KernelError, StateError, XdpmondError
+from .interfaces import Interfaces
+from .kernel.datapath import Datapath, Kept
+from .kernel.links import LinkWatch
+from .kernel.sockets import ephemeral_ports, established_peers, port_flags
+from .messages import Message, Record, event_fields, packet_record
+from .model import Action, Caller, Mode
+from .kernel.pump import EventPump
+from .service import Ports, Service
+from .sinks.console import ConsoleSink
+from .sinks.journal import JournalSink
+from .state import OperatorStore, State
+from .systemd import Notifier, stored_descriptors
+from .windows import Summary, Totals, Window
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of the daemon."""
+    arguments = argparse.ArgumentParser(
+        prog="xdpmond", description="Watch every packet that reaches this host, and drop those of denied sources.", allow_abbrev=False,
+        epilog="As a service: systemctl start xdpmond. For a trial, this command runs in the foreground and detaches when it ends.",
+    )  # fmt: skip
+    add = arguments.add_argument
+    add("-i", "--interface", action="append", metavar="IF", help="watch this interface, whatever the configuration says (may be repeated)")
+    add("-c", "--config", metavar="FILE", help="read this file, and FILE.d/*.toml, instead of those in /etc/xdpmond")
+    add("--enforce", "--drop-packets", action="store_true", dest="enforce", help="drop the packets of denied sources")
+    add("--force", action="store_true", help='enforce default = "deny" although answers to own connections are dropped too')
+    add("--check-config", action="store_true", help="read the configuration, say what is wrong with it, and end")
+    add("--bus", metavar="ADDRESS", default=os.environ.get("XDPMOND_BUS"), help="D-Bus address to serve on (default: the system bus)")
+    add("--no-bus", action="store_true", help="do not serve on D-Bus")
+    add("--state", metavar="FILE", help="keep entries added at run time in this file (default without systemd: in memory)")
+    add("-v", "--verbose", action="store_true", help="show all that is known of each event")
+    add("--version", action="version", version=f"xdpmond {__version__}")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    paths = ConfigPaths.single(options.config) if options.config else ConfigPaths()
+    try:
+        if options.check_config:
+            return _check(paths, options)
+        return asyncio.run(Daemon(options, paths).run())
+    except XdpmondError as error:
+        print(f"xdpmond: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"         {error.hint}", file=sys.stderr)
+        return error.exit_status
+    except BaseExceptionGroup as group:
+        known, others = group.split(XdpmondError)
+        if others:
+            raise
+        first = _first(known)
+        print(f"xdpmond: {first}", file=sys.stderr)
+        return first.exit_status
+
+
+def _first(group: BaseExceptionGroup | None) -> XdpmondError:
+    error: Any = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _check(paths: ConfigPaths, options: argparse.Namespace) -> int:
+    config = load(paths)
+    require_force(config, options.force)
+    for warning in config_warnings(config):
+        print(f"xdpmond: note: {warning}")
+    files = ", ".join(config.files) or "no file: the defaults hold"
+    print(f"the configuration is good: {len(config.allow)} allowed and {len(config.deny)} denied prefixes, mode {config.mode}"
+          f" ({files})")  # fmt: skip
+    return 0
+
+
+class MemoryStore:
+    """Keeps nothing: for trials in the foreground."""
+
+    def load(self) -> State:
+        return State()
+
+    def save(self, state: State) -> None:
+        """What is added lasts as long as the process."""
+
+
+class Daemon:
+    """One run of the daemon."""
+
+    def __init__(self, options: argparse.Namespace, paths: ConfigPaths):
+        self._options = options
+        self._paths = paths
+        self._notifier = Notifier()
+        self._kernel_thread = ThreadPoolExecutor(1, "kernel")
+        self._stop = asyncio.Event()
+        self._window_changed = asyncio.Event()
+        self._blocked: dict[str, int] = {}
+        self._blocked_timer: asyncio.TimerHandle | None = None
+        self._reloads: set[asyncio.Task] = set()
+
+    # Parts
+
+    def _load_config(self) -> Config:
+        """The files, and above them the command line."""
+        config = load(self._paths)
+        if self._options.interface:
+            config = dataclasses.replace(config, interface=tuple(self._options.interface))
+        if self._options.enforce:
+            config = dataclasses.replace(config, mode=Mode.ENFORCE)
+        if self._options.no_bus:
+            config = dataclasses.replace(config, bus=dataclasses.replace(config.bus, enable=False))
+        return config
+
+    def _make_store(self) -> OperatorStore | MemoryStore:
+        directory = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+        if self._options.state:
+            return OperatorStore(Path(self._options.state))
+        return OperatorStore(Path(directory) / "state.json") if directory else MemoryStore()
+
+    async def _in_kernel_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._kernel_thread, partial(function, *arguments))
+
+    # Life
+
+    async def run(self) -> int:
+        config = await asyncio.to_thread(self._load_config)
+        require_force(config, self._options.force)
+        under_systemd = self._notifier.present and JournalSink.available()
+        self._sink = JournalSink(config.journal.events_per_minute) if under_systemd else ConsoleSink(verbose=self._options.verbose)
+        try:
+            return await self._run(config)
+        finally:
+            await asyncio.to_thread(self._sink.close)
+            self._kernel_thread.shutdown()
+
+    def report(self, record: Record) -> None:
+        """From any thread: sinks take records without blocking."""
+        self._sink.put(dataclasses.replace(record, timestamp=record.timestamp or time.time()))
+
+    async def _run(self, config: Config) -> int:
+        kept = Kept.of(stored_descriptors())
+        store = self._make_store()
+        try:
+            state = await asyncio.to_thread(store.load)
+        except StateError as error:
+            self.report(Record(Message.STATE_PROBLEM, str(error)))
+            state = State()
+        self._datapath: Datapath = await self._in_kernel_thread(Datapath.open, config, kept, self._notifier)
+        links = LinkWatch()
+        self._interfaces = Interfaces(self._datapath, links, self.report)
+        ports = Ports(
+            kernel=self._datapath, store=store, in_kernel_thread=self._in_kernel_thread, load_config=self._load_config,
+            peers=lambda of: established_peers(of.failsafe_ports), report=self.report, reconcile=self._reconcile,
+            interface_states=lambda: self._interfaces.states, losses=self._losses, reloading=self._reloading, clock=time.time,
+        )  # fmt: skip
+        self._service = Service(config, state, ports, forced=self._options.force)
+        try:
+            await self._start(kept)
+            return await self._serve(links)
+        finally:
+            self._notifier.stopping()
+            self.report(Record(Message.STOPPING, self._farewell()))
+            links.close()
+            await self._in_kernel_thread(self._datapath.close)
+
+    def _farewell(self) -> str:
+        if self._notifier.present:
+            return "xdpmond ends; the program stays attached until the service is stopped"
+        return "xdpmond ends and detaches"
+
+    async def _start(self, kept: Kept) -> None:
+        """Policy first, then interfaces: no packet meets an empty policy."""
+        service, datapath = self._service, self._datapath
+        await service.begin(await self._in_kernel_thread(datapath.rules.current))
+        await self._in_kernel_thread(self._refresh_ports)
+        replaced = await self._in_kernel_thread(self._interfaces.take_over, kept.links, service.config, service.mode_on)
+        await self._reconcile()
+        states = self._interfaces.states
+        refused = [state for state in states if state.state == "refused"]
+        if not self._notifier.present and refused and len(refused) == len(states):
+            raise KernelError(f"no interface can be watched: {refused[0].reason}")
+        service.window_began = await self._in_kernel_thread(self._read_totals)
+        service.tracked_closed = datapath.control.tracked
+        if datapath.took_over:
+            self.report(Record(Message.TOOK_OVER, f"went on with what the last run left: {len(kept.links)} links, {len(datapath.rules)} rules",
+                               {"links": len(kept.links), "rules": len(datapath.rules)}))  # fmt: skip
+        if replaced:
+            self.report(Record(Message.PROGRAM_REPLACED, f"put a new program in place on {', '.join(replaced)}", {"interfaces": " ".join(replaced)}))
+        for warning in config_warnings(service.config):
+            self.report(Record(Message.WARNING, warning))
+
+    async def _serve(self, links: LinkWatch) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        changed = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(links.watch(changed.set), name="links"),
+                tasks.create_task(self._follow_links(changed), name="reconcile"),
+                tasks.create_task(self._windows(), name="windows"),
+                tasks.create_task(self._service.expire(), name="expiry"),
+            ]
+            if self._datapath.ring:
+                pump = EventPump(self._datapath, self._publish)
+                running.append(tasks.create_task(pump.run(), name="events"))
+            if seconds := self._notifier.watchdog_seconds:
+                running.append(tasks.create_task(self._watchdog(seconds / 3), name="watchdog"))
+            if self._service.config.bus.enable:
+                from .bus.server import BusServer
+
+                bus = BusServer(self._service, self._options.bus, self._bus_problem)
+                running.append(tasks.create_task(bus.run(), name="bus"))
+                await bus.settled()
+            self._notifier.ready(self._status_line())
+            self.report(Record(Message.STARTED, f"xdpmond {__version__} is ready: {self._status_line()}", {"version": __version__}))
+            await self._stop.wait()
+            for task in running:
+                task.cancel()
+        return 0
+
+    def _bus_problem(self, priority: int, text: str) -> None:
+        self.report(Record(Message.BUS_PROBLEM, text, {"severity": priority}))
+
+    # Tasks
+
+    async def _watchdog(self, seconds: float) -> None:
+        while True:
+            self._notifier.watchdog()
+            await asyncio.sleep(seconds)
+
+    async def _follow_links(self, changed: asyncio.Event) -> None:
+        while True:
+            await changed.wait()
+            changed.clear()
+            await self._reconcile()
+
+    async def _reconcile(self) -> None:
+        before = self._interfaces.states
+        await self._in_kernel_thread(self._interfaces.reconcile, self._service.config, self._service.mode_on)
+        if self._interfaces.states != before:
+            self._service.notify("", {})
+            self._notifier.status(self._status_line())
+
+    async def _windows(self) -> None:
+        """End each window when it is due, or as soon after as this process gets to run."""
+        service, control = self._service, self._datapath.control
+        summary = Summary(time.time(), service.window_began)
+        while True:
+            due = control.window_started + service.config.window
+            self._window_changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._window_changed.wait(), max(0.0, due - time.monotonic()))
+                continue
+            window, totals = await self._in_kernel_thread(self._close_window, service.config.window)
+            service.window_before, service.window_began = service.window_began, totals
+            service.window, service.tracked_closed = window, control.tracked
+            interval = service.config.summary_interval
+            if interval:
+                await asyncio.to_thread(summary.add, window)
+                if window.ended - summary.started >= interval - 0.5:
+                    text = await asyncio.to_thread(summary.text, totals)
+                    self._summarize(text)
+                    summary = Summary(window.ended, totals)
+            await self._reconcile()
+
+    def _close_window(self, wanted: float) -> tuple[Window, Totals]:
+        control = self._datapath.control
+        epoch = time.time() - time.monotonic()
+        number, started = control.window, control.window_started + epoch
+        rows = self._datapath.close_window()
+        totals = self._read_totals()
+        self._refresh_ports()
+        return Window(number, started, control.window_started + epoch, wanted, rows), totals
+
+    def _read_totals(self) -> Totals:
+        return Totals(self._datapath.totals(), time.time())
+
+    def _refresh_ports(self) -> None:
+        self._datapath.control.set_ephemeral(*ephemeral_ports())
+        self._datapath.control.set_ports(port_flags(self._service.config.failsafe_ports))
+
+    def _summarize(self, text: str) -> None:
+        losses = self._losses()
+        held_back = losses["journal_held_back"]
+        extra = f"\n{held_back} events were held back from the journal since the start" if held_back else ""
+        self.report(Record(Message.SUMMARY, text + extra, {"held_back": held_back}))
+        self._notifier.status(self._status_line())
+
+    # Events
+
+    def _publish(self, event: Any) -> None:
+        self._service.events.publish(event_fields(event))
+        self.report(packet_record(event))
+        if event.outcome.action is Action.DROP:
+            self._blocked[event.src_ip] = self._blocked.get(event.src_ip, 0) + 1 + event.suppressed
+            if self._blocked_timer is None:
+                self._blocked_timer = asyncio.get_running_loop().call_later(1.0, self._tell_blocked)
+
+    def _tell_blocked(self) -> None:
+        """One signal a second at most, with the sources whose packets were dropped in it."""
+        blocked, self._blocked, self._blocked_timer = self._blocked, {}, None
+        self._service.notify("SourceBlocked", {"sources": list(blocked)[:100], "count": len(blocked), "packets": sum(blocked.values())})
+
+    def _losses(self) -> Mapping[str, Any]:
+        return {"queue_full": {self._sink.name: self._sink.lost} if self._sink.lost else {}, "journal_held_back": self._sink.held_back}
+
+    # Signals and systemd
+
+    def _hang_up(self) -> None:
+        task = asyncio.ensure_future(self._reload_by_signal())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload_by_signal(self) -> None:
+        with contextlib.suppress(XdpmondError):  # reported where it was found
+            await self._service.reload(caller=Caller(os.getuid(), "SIGHUP"))
+
+    def _reloading(self, active: bool) -> None:
+        if active:
+            self._notifier.reloading()
+        else:
+            self._sink.set_budget(self._service.config.journal.events_per_minute)
+            self._window_changed.set()
+            self._notifier.ready(self._status_line())
+
+    def _status_line(self) -> str:
+        service = self._service
+        attached = [f"{state.name} ({state.attach}, {service.mode_on(state.name)})" for state in self._interfaces.states if state.state == "attached"]
+        others = [f"{state.name} {state.state}" for state in self._interfaces.states if state.state != "attached"]
+        watched = f"watching {', '.join(attached)}" if attached else "watching nothing"
+        return "; ".join([watched, *others, f"{len(service.policy)} entries, default {service.default}"])

@@ -1,0 +1,1 @@
+"""Pure detection: windows and events in, alerts out."""

@@ -1,0 +1,210 @@
+"""What the service answers, as dicts that JSON can hold. The keys are a contract: programs read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .config import Config
+from .interfaces import InterfaceState
+from .model import Count, Entry, Family, Mode, Origin, Outcome, Verdict, protocol_name
+from .policy import Policy
+from .rows import count_of, talker as to_talker, unique_sources
+from .windows import Totals, Window, by_family, by_protocol
+
+Json = dict[str, Any]
+
+
+def count(of: Count) -> Json:
+    return {"packets": of.packets, "bytes": of.bytes}
+
+
+def applied(entry: Entry, *, replaced: bool = False) -> Json:
+    return {
+        "prefix": str(entry.prefix),
+        "verdict": entry.verdict,
+        "expires": entry.expires,
+        "reason": entry.reason,
+        "origin": entry.origin,
+        "replaced": replaced,
+    }
+
+
+def entry(of: Entry, effective: bool, counted: Count | None) -> Json:
+    """`partial`: this entry has no counter of its own, or does not decide."""
+    return {
+        "prefix": str(of.prefix),
+        "family": of.prefix.family.label,
+        "verdict": of.verdict,
+        "origin": of.origin,
+        "source": of.source,
+        "reason": of.reason,
+        "created": of.created or None,
+        "expires": of.expires,
+        "effective": effective,
+        "packets": counted.packets if counted and effective else 0,
+        "bytes": counted.bytes if counted and effective else 0,
+        "partial": counted is None and effective,
+    }
+
+
+def interface(state: InterfaceState, mode: Mode, facts: Mapping[str, Any]) -> Json:
+    ids = facts["links"].get(state.name, {})
+    return {
+        "name": state.name,
+        "state": state.state,
+        "ifindex": state.ifindex or None,
+        "attach": state.attach or None,
+        "reason": state.reason,
+        "layer": state.layer or None,
+        "mtu": state.mtu or None,
+        "up": state.up,
+        "mode": mode,
+        "program_id": ids.get("program_id"),
+        "link_id": ids.get("link_id"),
+        "notes": list(state.notes),
+    }
+
+
+def policy(of: Policy) -> Json:
+    return {
+        "entries": len(of),
+        "allow": of.count(verdict=Verdict.ALLOW),
+        "deny": of.count(verdict=Verdict.DENY),
+        "operator": of.count(Origin.OPERATOR),
+        "configuration": of.count(Origin.CONFIGURATION),
+        "automatic": of.count(Origin.AUTOMATIC),
+        "expiring": of.expiring(),
+        "next_expiry": of.next_expiry(),
+    }
+
+
+def totals(of: Totals) -> Json:
+    """Every frame is in exactly one of allowed, logged, denied_passed, dropped, essential and no_source."""
+    everything = of.where()
+    return {
+        **count(everything),
+        "allowed": count(of.outcomes(Outcome.ALLOWED, Outcome.DEFAULT_ALLOWED)),
+        "logged": count(of.outcomes(Outcome.DEFAULT_LOGGED)),
+        "denied_passed": count(of.outcomes(Outcome.DENIED_PASSED, Outcome.DEFAULT_DENIED_PASSED)),
+        "dropped": count(of.dropped),
+        "essential": count(of.outcomes(Outcome.ESSENTIAL_PASSED)),
+        "no_source": count(of.outcomes(Outcome.NO_SOURCE)),
+        "by_family": {name: count(number) for name, number in of.by(by_family).items()},
+        "by_protocol": {name: count(number) for name, number in of.by(by_protocol).items()},
+        "by_interface": {name: count(number) for name, number in of.by(lambda cell: cell.interface).items()},
+    }
+
+
+def rates(began: Totals, now: Totals) -> Json:
+    seconds = max(now.at - began.at, 0.001)
+    new, dropped = now.where() - began.where(), now.dropped - began.dropped
+    return {
+        "packets_per_second": round(new.packets / seconds, 3),
+        "bytes_per_second": round(new.bytes / seconds, 3),
+        "dropped_per_second": round(dropped.packets / seconds, 3),
+        "interval_seconds": round(seconds, 3),
+    }
+
+
+def books(before: Any, after: Any, tracked_closed: Count, running: np.ndarray) -> Json:
+    """`total` = `tracked` + `evicted` + `untracked`, over packets with a readable source.
+
+    Packets go on arriving while this is read, so the sum is held between the tallies taken before and after.
+    """
+    tracked = tracked_closed + count_of(running)
+    least = before.sourced - after.evicted - after.untracked
+    most = after.sourced - before.evicted - before.untracked
+    return {
+        "total": count(after.sourced),
+        "tracked": count(tracked),
+        "evicted": count(after.evicted),
+        "untracked": count(after.untracked),
+        "balanced": least.packets <= tracked.packets <= most.packets and least.bytes <= tracked.bytes <= most.bytes,
+    }
+
+
+def window(last: Window | None, recent: np.ndarray, wanted: float) -> Json:
+    """The last full window, and the sources of it and the running one together."""
+    unique = unique_sources(recent)
+    return {
+        "number": last.number if last else None,
+        "started": last.started if last else None,
+        "length_seconds": round(last.seconds, 3) if last else None,
+        "wanted_seconds": wanted,
+        "late": last.late if last else False,
+        "unique_sources": {"ipv4": unique[Family.IPV4], "ipv6": unique[Family.IPV6]},
+    }
+
+
+def tables(facts: Mapping[str, Any], tallies: Any, running: np.ndarray, of: Policy) -> Json:
+    capacity, occupied = facts["talkers_capacity"], facts["talkers_occupied"]
+    return {
+        "talkers": {
+            "entries": occupied,
+            "capacity": capacity,
+            "load": round(occupied / capacity, 4),
+            "evictions": tallies.evictions,
+            "exact": not tallies.evicted.packets and not tallies.untracked.packets,
+        },
+        "prefixes": {"entries": len(of), "capacity": facts["prefixes_capacity"], "counters": facts["rule_cells"]},
+    }
+
+
+def talker(row: np.void, verdict: Verdict, rule: str) -> Json:
+    of = to_talker(row)
+    return {
+        "source": of.source,
+        "family": of.family.label,
+        "protocol": protocol_name(of.protocol) if of.protocol else "ip",
+        "protocol_num": of.protocol,
+        "port": of.port,
+        "packets": of.packets,
+        "bytes": of.bytes,
+        "syns": of.syns,
+        "first_seen": round(of.first_seen, 3),
+        "last_seen": round(of.last_seen, 3),
+        "verdict": verdict,
+        "rule": rule,
+    }
+
+
+def explanation(decides: Entry | None, default: Verdict, mode: Mode) -> str:
+    """Some sentences for a person."""
+    if decides is None:
+        said = {
+            Verdict.ALLOW: 'No entry covers it, and default = "allow": its packets pass.',
+            Verdict.LOG: 'No entry covers it, and default = "log": its packets pass and are reported.',
+            Verdict.DENY: 'No entry covers it, and default = "deny".',
+        }[default]
+        verdict = default
+    else:
+        by = {Origin.OPERATOR: "added with xdpmonctl", Origin.CONFIGURATION: f"from {decides.source}", Origin.AUTOMATIC: "added automatically"}
+        verdict = decides.verdict
+        did = "allowed" if verdict is Verdict.ALLOW else "denied"
+        said = f"{decides.prefix} is {did}, {by[decides.origin]}" + (f" ({decides.reason})" if decides.reason else "") + "."
+        said += " It is the longest prefix that covers the address."
+    if verdict is Verdict.DENY:
+        if mode is Mode.MONITOR:
+            said += " The mode is monitor: its packets are reported and pass."
+        elif decides is None:
+            said += " Its packets are dropped, but for those to failsafe ports and what keeps the link alive."
+        else:
+            said += " Its packets are dropped."
+    return said
+
+
+def restart_notes(old: Config, new: Config) -> list[str]:
+    """What of a new configuration takes effect only at the next start."""
+    notes = []
+    if old.tables != new.tables:
+        notes.append("[tables] takes effect at the next start")
+    if old.events.ring_size != new.events.ring_size:
+        notes.append("events.ring_size takes effect at the next start")
+    if old.bus != new.bus:
+        notes.append("[bus] takes effect at the next start")
+    return notes
+
+

@@ -1,0 +1,169 @@
+"""Which interfaces are watched, and keeping it so: wait for those that are absent, let go those that leave, attach those that come back.
+
+`reconcile` compares what the configuration wants with what netlink shows, and does what is missing; it is called after every change of
+either. It never asks twice for the same refusal's attention: a problem is reported when it appears or changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .config import Config
+from .errors import ForeignProgramError, KernelError
+from .messages import Message, Record
+from .model import AttachMode, Mode
+
+DEFAULT = "default"
+
+
+class Link(Protocol):
+    name: str
+    ifindex: int
+    mtu: int
+    up: bool
+
+
+class Attachment(Protocol):
+    name: str
+    ifindex: int
+    link: int
+    slot: int
+    mode: AttachMode
+    reason: str
+    layer: str
+
+
+class Datapath(Protocol):
+    @property
+    def attachments(self) -> Mapping[str, Attachment]: ...
+    def attach(self, link, mode: Mode, wanted: AttachMode) -> Attachment: ...
+    def release(self, name: str) -> None: ...
+    def is_attached(self, name: str) -> bool: ...
+    def set_mode(self, name: str, mode: Mode) -> None: ...
+    def adopt_links(self, links, present, wanted) -> list[str]: ...
+
+
+class Links(Protocol):
+    def links(self) -> Mapping[str, Link]: ...
+    def default_route(self, links) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceState:
+    """What the status says of one interface. `state`: "attached", "waiting" (not there yet), or "refused" (see `reason`)."""
+
+    name: str
+    state: str
+    ifindex: int = 0
+    attach: str = ""
+    reason: str = ""
+    layer: str = ""
+    mtu: int = 0
+    up: bool = False
+    notes: tuple[str, ...] = field(default=())
+
+
+class Interfaces:
+    """Blocking calls, one at a time: make them in the kernel thread."""
+
+    def __init__(self, datapath: Datapath, links: Links, report: Callable[[Record], None]):
+        self._datapath = datapath
+        self._links = links
+        self._report = report
+        self._states: dict[str, InterfaceState] = {}
+        self._default = ""
+        self._default_of = ""
+
+    @property
+    def states(self) -> list[InterfaceState]:
+        return list(self._states.values())
+
+    def take_over(self, stored: tuple[int, ...], config: Config, mode_on: Callable[[str], Mode]) -> list[str]:
+        """Go on with links from the descriptor store; returns the interfaces whose program was replaced."""
+        present = self._links.links()
+        wanted = {name: (mode_on(name), config.attach_on(name)) for name in self._wanted(config, present)}
+        if DEFAULT in config.interface and len(stored) == 1 and not set(wanted) & set(present):
+            # The default route has gone since, or is not there yet: the link that is kept is the one that it led to.
+            wanted |= {name: (mode_on(name), config.attach_on(name)) for name in present}
+        replaced = self._datapath.adopt_links(stored, present, wanted)
+        named = set(config.interface)
+        kept = [name for name in self._datapath.attachments if name not in named]
+        if DEFAULT in named and kept:
+            self._default = kept[0]
+        return replaced
+
+    def _wanted(self, config: Config, present: Mapping[str, Link]) -> list[str]:
+        """Interface names in the order of the configuration; "default" stays itself while there is no default route."""
+        names: list[str] = []
+        for name in config.interface:
+            if name == DEFAULT:
+                # Once attached it does not move: a route that flaps, or an attacker's, must not switch off the watch.
+                if self._default not in self._datapath.attachments or self._default not in present:
+                    self._default = self._links.default_route(present) or ""
+                name = self._default or DEFAULT
+            if name not in names:
+                names.append(name)
+        return names
+
+    def reconcile(self, config: Config, mode_on: Callable[[str], Mode]) -> None:
+        """Bring the attachments to what is wanted and possible now."""
+        present = self._links.links()
+        for name, attachment in self._datapath.attachments.items():
+            link = present.get(name)
+            if link is None or link.ifindex != attachment.ifindex or not self._datapath.is_attached(name):
+                self._datapath.release(name)
+                gone = link is None or link.ifindex != attachment.ifindex
+                why = "it has gone; waiting for it to come back" if gone else "somebody detached the program by force; attaching it again"
+                self._say(Message.INTERFACE_LOST, name, f"{name} is not watched any more: {why}", reason=why)
+        wanted = self._wanted(config, present)
+        for name, attachment in self._datapath.attachments.items():
+            asked = config.attach_on(name) if name in wanted else None
+            if asked is None or asked not in (AttachMode.AUTO, attachment.mode):
+                self._datapath.release(name)
+                if asked is None:
+                    self._say(Message.INTERFACE_LOST, name, f"{name} is not watched any more: the configuration does not name it",
+                              reason="not in the configuration")  # fmt: skip
+        states = {}
+        for name in wanted:
+            states[name] = self._bring_up(name, present.get(name), config, mode_on)
+        self._states = states
+
+    def _bring_up(self, name: str, link: Link | None, config: Config, mode_on: Callable[[str], Mode]) -> InterfaceState:
+        before = self._states.get(name)
+        if link is None:
+            reason = "there is no default route" if name == DEFAULT else "there is no such interface"
+            if before is None or before.state != "waiting":
+                self._say(Message.INTERFACE_WAITING, name, f"{name}: {reason}; waiting for it", reason=reason)
+            return InterfaceState(name, "waiting", reason=f"{reason} yet")
+        attachment = self._datapath.attachments.get(name)
+        if attachment is None:
+            try:
+                attachment = self._datapath.attach(link, mode_on(name), config.attach_on(name))
+            except KernelError as error:
+                if before is None or before.state != "refused" or before.reason != str(error):
+                    self._say(Message.INTERFACE_REFUSED, name, f"{name} cannot be watched: {error}", reason=error.message,
+                              foreign=isinstance(error, ForeignProgramError))  # fmt: skip
+                return InterfaceState(name, "refused", link.ifindex, reason=str(error), mtu=link.mtu, up=link.up)
+            why = f" ({attachment.reason})" if attachment.reason else ""
+            self._say(Message.INTERFACE_ATTACHED, name, f"watching {name} in {attachment.mode} mode{why}", attach=attachment.mode,
+                      reason=attachment.reason, ifindex=link.ifindex)  # fmt: skip
+        self._datapath.set_mode(name, mode_on(name))
+        return InterfaceState(name, "attached", link.ifindex, attachment.mode, attachment.reason, attachment.layer, link.mtu, link.up,
+                              _notes(attachment, link))  # fmt: skip
+
+    def _say(self, message: Message, name: str, text: str, **fields: object) -> None:
+        self._report(Record(message, text, {"interface": name, **fields}))
+
+
+def _notes(attachment: Attachment, link: Link) -> tuple[str, ...]:
+    """What a reader of the numbers should know of this interface."""
+    notes = []
+    if not link.up:
+        notes.append("the interface is down")
+    if attachment.mode is AttachMode.GENERIC:
+        notes.append("generic mode: packets that GRO has merged count as one")
+    if attachment.layer == "ip":
+        notes.append("no Ethernet header: sizes are those of the IP packets")
+    return tuple(notes)

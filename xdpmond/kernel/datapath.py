@@ -1,0 +1,346 @@
+"""The packet path as the daemon holds it: programs, maps and links, from the descriptor store or made anew, behind one object.
+
+Whatever is stored in systemd's descriptor store survives this process. So every descriptor goes there as soon as it exists, and is taken
+out of it when it is given up: `Store` is how.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ..config import Config
+from ..errors import KernelError
+from ..model import AttachMode, Count, Mode, Prefix, Total, Verdict
+from ..rows import count_of, merge
+from . import abi, libbpf, loader
+from .attach import Attached, attach, layer_of
+from .events import EventRing
+from .links import Link
+from .maps import Control, Counters, cells, wait_for_packets_under_way
+from .rules import RuleTries
+from .talkers import TalkerTable
+
+
+class Store(Protocol):
+    """The descriptor store, or nothing where there is none."""
+
+    def keep(self, name: str, fd: int) -> None: ...
+
+    def forget(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What was found in the store, by kind and name. Link descriptors are by ifindex as they were stored."""
+
+    programs: Mapping[str, int]
+    maps: Mapping[str, int]
+    links: tuple[int, ...]
+
+    @classmethod
+    def of(cls, stored: Iterable[tuple[str, int]]) -> Kept:
+        """Sort (name, descriptor) pairs as `keep` was given them; close what has a name of ours no more."""
+        programs, maps, links = {}, {}, []
+        for name, fd in stored:
+            kind, _, rest = name.partition("-")
+            if kind == "prog" and rest not in programs:
+                programs[rest] = fd
+            elif kind == "map" and rest not in maps:
+                maps[rest] = fd
+            elif kind == "link":
+                links.append(fd)
+            else:
+                os.close(fd)
+        return cls(programs, maps, tuple(links))
+
+
+NOTHING_KEPT = Kept({}, {}, ())
+
+
+@dataclass(frozen=True, slots=True)
+class Tallies:
+    """What the packet path counts besides the totals. All since the maps were made."""
+
+    sourced: Count
+    evicted: Count
+    untracked: Count
+    evictions: int
+    events_made: int
+    ring_full: int
+    over_budget: int
+    merged: int
+    anomalies: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A link of ours. `slot` is its place in the totals."""
+
+    name: str
+    ifindex: int
+    link: int
+    slot: int
+    mode: AttachMode
+    reason: str
+    layer: str
+
+
+class Datapath:
+    """Blocking calls: make them in a thread, one at a time, but for those of `control`."""
+
+    def __init__(self, config: Config, loaded: loader.Loaded, build: loader.Build, store: Store, *, fresh: bool, took_over: bool):
+        self.loaded = loaded
+        self.build = build
+        self.took_over = took_over
+        self._store = store
+        self.control = Control(loaded.maps, fresh=fresh, identity=loaded.identity, cpus=build.cpus, sets=build.sets)
+        self.counters = Counters(loaded.maps, cpus=build.cpus, rule_cells=build.rule_cells)
+        self.rules = RuleTries(loaded.maps, self.control, self.counters, wait_for_packets_under_way)
+        self.talkers = TalkerTable(loaded.maps["talkers"], cpus=build.cpus, sets=build.sets)
+        self.ring = EventRing(loaded.maps["events"]) if build.ring_pages else None
+        self._attached: dict[str, Attachment] = {}
+        self._slot_names: dict[int, str] = {}
+        self._retired: _Retired | None = None
+        self.configure(config)
+
+    @classmethod
+    def open(cls, config: Config, kept: Kept, store: Store) -> Datapath:
+        """Go on with what was kept if it is the same program; else load a new one, which takes over the maps whose layout is unchanged
+        and is then put in the place of the old one by updating its links."""
+        build = loader.Build.of(config)
+        identity = build.identity(loader.source_directory())
+        usable = dict(kept.maps) if _same_abi(kept.maps) else {}
+        complete = set(build.maps) <= set(usable) and set(loader.PROGRAMS) <= set(kept.programs)
+        if complete and _ledger_build(usable) == identity:
+            loaded = loader.Loaded(dict(kept.programs), {name: usable[name] for name in build.maps}, frozenset(build.maps), identity)
+        else:
+            loaded = loader.load(build, {name: fd for name, fd in usable.items() if name in build.maps})
+        fresh = "control" not in loaded.reused
+        retired = None if fresh or "talkers" in loaded.reused else _Retired.of(usable)
+        datapath = cls(config, loaded, build, store, fresh=fresh, took_over=not fresh)
+        datapath._retired = retired
+        _replace(store, "map", kept.maps, {name: fd for name, fd in loaded.maps.items() if name not in loaded.reused},
+                 keep_open=loaded.reused | ({"talkers"} if retired else set()))  # fmt: skip
+        _replace(store, "prog", kept.programs, {name: fd for name, fd in loaded.programs.items() if kept.programs.get(name) != fd},
+                 keep_open={name for name, fd in loaded.programs.items() if kept.programs.get(name) == fd})  # fmt: skip
+        if not fresh:
+            datapath.rules.adopt()
+        return datapath
+
+    def configure(self, config: Config) -> None:
+        """What of the configuration the packet path reads while it runs."""
+        self.control.set_default(config.default)
+        self.control.set_events(config.events.interval, config.events.per_second)
+        self.control.set_rule_cells(self.build.rule_cells)
+
+    # Links
+
+    @property
+    def attachments(self) -> Mapping[str, Attachment]:
+        return dict(self._attached)
+
+    def adopt_links(self, links: Iterable[int], present: Mapping[str, Link], wanted: Mapping[str, tuple[Mode, AttachMode]]) -> list[str]:
+        """Take links from the store, with a changed program put in; let go those that are dead or wanted no more. Returns the names of
+        the interfaces whose program was replaced."""
+        by_index = {link.ifindex: link for link in present.values()}
+        replaced = []
+        for fd in links:
+            _, program, ifindex = libbpf.link_info(fd)
+            link = by_index.get(ifindex)
+            state = libbpf.query_xdp(ifindex) if link else None
+            native = state is not None and state.native == program
+            mode = AttachMode.NATIVE if native else AttachMode.GENERIC
+            wish = wanted.get(link.name) if link else None
+            if link is None or wish is None or wish[1] not in (AttachMode.AUTO, mode) or link.name in self._attached:
+                os.close(fd)
+                self._store.forget(f"link-{ifindex}")
+                continue
+            layer = layer_of(link.arphrd, link.name)
+            ours = self.loaded.programs[_PROGRAM_OF_LAYER[layer]]
+            slot = self.control.take_slot(ifindex, enforce=wish[0] is Mode.ENFORCE)
+            if libbpf.program_id(ours) != program:
+                libbpf.update_link(fd, ours)
+                replaced.append(link.name)
+            reason = "" if native else "as it was attached before the restart"
+            self._attached[link.name] = Attachment(link.name, ifindex, fd, slot, mode, reason, layer)
+            self._slot_names[slot] = link.name
+            self._store.keep(f"link-{ifindex}", fd)
+        if self._retired:
+            # No link runs the program that wrote to the old table any more.
+            wait_for_packets_under_way()
+            self.control.adopt_tracked(self._retired.unread(self.control))
+            self._retired = None
+        for slot in range(abi.MAX_SLOTS):
+            ifindex = int(self.control.block["slots"]["ifindex"][slot])
+            if ifindex and ifindex not in {attached.ifindex for attached in self._attached.values()}:
+                self.control.free_slot(slot)
+        return replaced
+
+    def attach(self, link: Link, mode: Mode, wanted: AttachMode) -> Attachment:
+        """Attach to one interface. Raises KernelError or ForeignProgramError."""
+        layer = layer_of(link.arphrd, link.name)
+        slot = self.control.take_slot(link.ifindex, enforce=mode is Mode.ENFORCE, preferred=self._preferred_slot(link.name))
+        try:
+            done: Attached = attach(self.loaded.programs[_PROGRAM_OF_LAYER[layer]], link.name, link.ifindex, wanted)
+        except KernelError:
+            self.control.free_slot(slot)
+            raise
+        attachment = Attachment(link.name, link.ifindex, done.link, slot, done.mode, done.reason, layer)
+        self._attached[link.name] = attachment
+        self._slot_names[slot] = link.name
+        self._store.keep(f"link-{link.ifindex}", done.link)
+        return attachment
+
+    def _preferred_slot(self, name: str) -> int | None:
+        """The slot that the interface had, else one that no other interface ever had: totals are kept by slot."""
+        had = [slot for slot, of in self._slot_names.items() if of == name]
+        never = [slot for slot in range(abi.MAX_SLOTS) if slot not in self._slot_names]
+        return next(iter(had + never), None)
+
+    def release(self, name: str) -> None:
+        """Let an interface go: closing the last descriptor of a link detaches it, if the interface is still there."""
+        attachment = self._attached.pop(name)
+        self._store.forget(f"link-{attachment.ifindex}")
+        os.close(attachment.link)
+        self.control.free_slot(attachment.slot)
+
+    def is_attached(self, name: str) -> bool:
+        """Does the kernel still hold our link to its interface? Somebody may have detached it by force."""
+        attachment = self._attached.get(name)
+        if attachment is None:
+            return False
+        return libbpf.link_info(attachment.link)[2] == attachment.ifindex
+
+    def set_mode(self, name: str, mode: Mode) -> None:
+        self.control.set_enforce(self._attached[name].slot, mode is Mode.ENFORCE)
+
+    # Policy
+
+    def apply_policy(self, set_: Mapping[Prefix, Verdict], delete: Iterable[Prefix]) -> None:
+        self.rules.apply(set_, delete)
+
+    def rule_counts(self) -> dict[Prefix, Count]:
+        """Packets and bytes of each rule that has a counter."""
+        counts = self.counters.rules()
+        found = {}
+        for prefix in self.rules.current():
+            index = self.rules.index_of(prefix)
+            if index is not None and index < len(counts):
+                found[prefix] = Count(int(counts[index][0]), int(counts[index][1]))
+        return found
+
+    # Numbers
+
+    def interface_of_slot(self, slot: int) -> str:
+        return self._slot_names.get(slot, "-")
+
+    def totals(self) -> list[Total]:
+        """Cells that are not zero, also of interfaces that have gone; "-" is one that had gone when this daemon started."""
+        read = self.counters.totals()
+        return [Total(self._slot_names.get(slot, "-"), family, protocol, outcome, count) for slot, family, protocol, outcome, count in cells(read)]
+
+    def tallies(self) -> Tallies:
+        read = self.counters.tallies()
+        anomalies = {anomaly.name.lower(): int(read["anomaly"][anomaly]) for anomaly in abi.Anomaly}
+        return Tallies(
+            sourced=read["sourced"], evicted=read["evicted"], untracked=read["untracked"], evictions=read["evictions"],
+            events_made=read["events_made"], ring_full=read["events_ring_full"], over_budget=read["events_over_budget"],
+            merged=read["events_merged"], anomalies=anomalies,
+        )  # fmt: skip
+
+    def close_window(self) -> np.ndarray:
+        """End the running window, unless one is waiting to be read since a crash; read the closed one and enter it in the ledger. Returns
+        its rows, a row for each source, protocol and port."""
+        closed = self.control.window - 1 if self.control.reading else self.control.close_window()
+        wait_for_packets_under_way()
+        rows = self.talkers.read_closed(closed)
+        count = count_of(rows)
+        self.control.window_read(closed, count.packets, count.bytes)
+        return merge(rows)
+
+    def read_running(self) -> np.ndarray:
+        """The talkers of the running window so far, one row for each source, protocol and port."""
+        return merge(self.talkers.read_running(self.control.window))
+
+    def facts(self) -> dict[str, object]:
+        """Ids and sizes for the status."""
+        links = {}
+        for name, attached in self._attached.items():
+            link, program, _ = libbpf.link_info(attached.link)
+            links[name] = {"link_id": link, "program_id": program}
+        return {
+            "links": links,
+            "talkers_capacity": self.talkers.capacity,
+            "talkers_occupied": self.talkers.occupied(self.control.window),
+            "prefixes_capacity": self.build.prefixes,
+            "rule_cells": self.build.rule_cells,
+        }
+
+    def close(self) -> None:
+        """Give everything up. Where no store holds the links, this detaches."""
+        for name in list(self._attached):
+            attachment = self._attached.pop(name)
+            with contextlib.suppress(OSError):
+                os.close(attachment.link)
+        self.loaded.close()
+
+
+class _Retired:
+    """A talker table that was replaced by one of another size, with counts that nobody has read."""
+
+    def __init__(self, fd: int, cpus: int, sets: int):
+        self._fd = fd
+        self._table = TalkerTable(fd, cpus=cpus, sets=sets)
+
+    @classmethod
+    def of(cls, maps: Mapping[str, int]) -> _Retired | None:
+        ledger = _ledger(maps)
+        return cls(maps["talkers"], int(ledger["cpus"]), int(ledger["sets"])) if ledger is not None and "talkers" in maps else None
+
+    def unread(self, control: Control) -> Count:
+        """What it holds of the running window, and of the one before if that was not read. Closes the table."""
+        unread = count_of(self._table.read_running(control.window))
+        if control.reading:
+            unread += count_of(self._table.read_closed(control.window - 1))
+        os.close(self._fd)
+        return unread
+
+
+def _replace(store: Store, kind: str, old: Mapping[str, int], new: Mapping[str, int], *, keep_open: Iterable[str]) -> None:
+    """Put new descriptors in the store in place of old ones, and close what is used no more."""
+    kept = set(keep_open)
+    for name, fd in old.items():
+        if name in new or name not in kept:
+            store.forget(f"{kind}-{name}")
+        if name not in kept:
+            os.close(fd)
+    for name, fd in new.items():
+        store.keep(f"{kind}-{name}", fd)
+
+
+_PROGRAM_OF_LAYER = {"ethernet": "xdpmond", "ip": "xdpmond_ip"}
+
+
+def _ledger(maps: Mapping[str, int]) -> np.ndarray | None:
+    value = np.zeros(1, abi.LEDGER)
+    if "ledger" not in maps or libbpf.map_info(maps["ledger"])[2] != abi.LEDGER.itemsize:
+        return None
+    libbpf.lookup(maps["ledger"], np.zeros(1, "u4"), value)
+    return value[0]
+
+
+def _same_abi(maps: Mapping[str, int]) -> bool:
+    ledger = _ledger(maps)
+    return ledger is not None and int(ledger["abi_version"]) == abi.ABI_VERSION
+
+
+def _ledger_build(maps: Mapping[str, int]) -> int:
+    ledger = _ledger(maps)
+    return 0 if ledger is None else int(ledger["build"])
+

@@ -1,0 +1,576 @@
+"""The use-cases: what a person or a program can ask of the daemon, whatever the way they came by.
+
+Every change goes the same way: read strictly, make the policy that would hold, look whether it cuts anybody off, put it in the kernel,
+keep it, tell. If a step refuses, all is as it was before. Changes wait for each other; questions do not.
+
+The kernel's side is reached through `Kernel`, whose calls block and are made in one thread, `in_kernel_thread`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from . import __version__, documents
+from .config import Config, config_warnings, require_force
+from .errors import GuardError, NoSuchEntryError, PrefixError, StateError, UsageError, XdpmondError
+from .feeds import EventFeed, EventHub
+from .interfaces import InterfaceState
+from .messages import Message, Record
+from .model import Action, Caller, Count, Entry, Family, Mode, Origin, Prefix, Total, Verdict, parse_address
+from .policy import Peer, Policy, difference, guard_peers, refuse_everything
+from .rows import NO_ROWS, merge, strongest
+from .state import State
+from .units import parse_reason
+from .windows import Totals, Window
+
+Json = dict[str, Any]
+Notify = Callable[[str, Mapping[str, Any]], None]
+
+MOST_FILE_BYTES = 256 << 20
+_BY = {"bytes": "bytes", "packets": "packets", "syn": "syns", "syns": "syns"}
+_PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
+
+
+class Kernel(Protocol):
+    """What the use-cases need of the packet path."""
+
+    def apply_policy(self, set_: Mapping[Prefix, Verdict], delete: Iterable[Prefix]) -> None: ...
+    def rule_counts(self) -> dict[Prefix, Count]: ...
+    def totals(self) -> list[Total]: ...
+    def tallies(self) -> Any: ...
+    def read_running(self) -> np.ndarray: ...
+    def configure(self, config: Config) -> None: ...
+    def facts(self) -> Mapping[str, Any]: ...
+
+
+class Store(Protocol):
+    def save(self, state: State) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The world as the service needs it; each is injected, so that tests bring their own."""
+
+    kernel: Kernel
+    store: Store
+    in_kernel_thread: Callable[..., Awaitable[Any]]
+    load_config: Callable[[], Config]
+    peers: Callable[[Config], Iterable[Peer]]
+    report: Callable[[Record], None]
+    reconcile: Callable[[], Awaitable[None]]
+    interface_states: Callable[[], list[InterfaceState]]
+    losses: Callable[[], Mapping[str, Any]]
+    reloading: Callable[[bool], None]
+    """Told when a reload begins and when it has ended, well or not."""
+    clock: Callable[[], float]
+
+
+class Service:
+    """State and changes. Build it, then `begin` once before anything else."""
+
+    def __init__(self, config: Config, state: State, ports: Ports, *, forced: bool = False):
+        self._config = config
+        self._ports = ports
+        self._policy = Policy(state.entries).with_configuration(config.entries)
+        self._mode = state.mode
+        self._interface_modes: dict[str, Mode] = dict(state.interface_modes)
+        self._forced = forced
+        self._changing = asyncio.Lock()
+        self._subscribers: list[Notify] = []
+        self._unconfirmed: _Unconfirmed | None = None
+        self._expiry_changed = asyncio.Event()
+        self._last_reload: Json = {"when": None, "ok": True, "message": ""}
+        self.events = EventHub()
+        self.window: Window | None = None
+        self.window_began = Totals([], ports.clock())
+        """Totals at the beginning of the running window."""
+        self.window_before: Totals | None = None
+        """Totals at the beginning of the window before it."""
+        self.tracked_closed = Count()
+        self.started = ports.clock()
+        self.version = __version__
+
+    # What the bus shows as properties
+
+    @property
+    def config(self) -> Config:
+        return self._config
+
+    @property
+    def policy(self) -> Policy:
+        return self._policy
+
+    @property
+    def mode(self) -> Mode:
+        return self._mode or self._config.mode
+
+    @property
+    def file_mode(self) -> Mode:
+        return self._config.mode
+
+    @property
+    def default(self) -> Verdict:
+        return self._config.default
+
+    @property
+    def interfaces(self) -> Sequence[str]:
+        return [state.name for state in self._ports.interface_states() if state.state == "attached"]
+
+    @property
+    def entry_count(self) -> int:
+        return len(self._policy)
+
+    def mode_on(self, interface: str) -> Mode:
+        """Set for the interface by hand, else set by hand, else of the files for the interface, else of the files."""
+        return self._interface_modes.get(interface) or self._mode or self._config.mode_on(interface)
+
+    # Life
+
+    async def begin(self, current: Mapping[Prefix, Verdict]) -> None:
+        """Bring the kernel's policy (`current` is what it holds) to ours: before any interface is attached."""
+        wanted = {prefix: entry.verdict for prefix, entry in self._policy.effective().items()}
+        set_ = {prefix: verdict for prefix, verdict in wanted.items() if current.get(prefix) is not verdict}
+        delete = [prefix for prefix in current if prefix not in wanted]
+        if set_ or delete:
+            await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, set_, delete)
+
+    async def expire(self) -> None:
+        """Remove entries whose time is over, as it comes. Ends by cancellation."""
+        while True:
+            self._expiry_changed.clear()
+            following = self._policy.next_expiry()
+            # The wall clock may be set while we wait, so that no wait is long.
+            wait = None if following is None else min(max(following - self._ports.clock(), 0), 60.0)
+            try:
+                await asyncio.wait_for(self._expiry_changed.wait(), wait)
+            except TimeoutError:
+                await self._expire_now()
+
+    async def _expire_now(self) -> None:
+        async with self._changing:
+            over = self._policy.expired(self._ports.clock())
+            if not over:
+                return
+            await self._commit(self._policy.with_changes(remove=[(entry.prefix, entry.origin) for entry in over]))
+        for entry in over[:20]:
+            text = f"{entry.verdict} {entry.prefix} has ended" + (f" ({entry.reason})" if entry.reason else "")
+            self._report(Message.ENTRY_EXPIRED, text, prefix=str(entry.prefix), verdict=entry.verdict, reason=entry.reason)
+        self._tell_policy("expired", [entry.prefix for entry in over], "", None)
+
+    def subscribe(self, callback: Notify) -> Callable[[], None]:
+        self._subscribers.append(callback)
+        return lambda: self._subscribers.remove(callback)
+
+    def notify(self, name: str, body: Mapping[str, Any]) -> None:
+        """A signal to all subscribers; the empty name says only that properties may have changed."""
+        for callback in list(self._subscribers):
+            callback(name, body)
+
+    def _report(self, message: Message, text: str, **fields: object) -> None:
+        self._ports.report(Record(message, text, fields))
+
+    # Changes of the policy
+
+    async def change(self, verdict: Verdict, prefixes: Sequence[str], *, caller: Caller, seconds: float | None = None, reason: str = "",
+                     force: bool = False, extra_peers: Sequence[str] = ()) -> Json:  # fmt: skip
+        """Allow or deny prefixes: all or none. A repeated one replaces verdict, expiry and reason."""
+        if not prefixes:
+            raise UsageError("no prefix is given", hint="write for example 192.0.2.0/24")
+        parsed = [Prefix.parse(text) for text in prefixes]
+        before, notes = await self._add(verdict, parsed, caller, seconds, reason, force, extra_peers)
+        applied = [
+            documents.applied(entry, replaced=any(old.origin is Origin.OPERATOR for old in before.at(entry.prefix)))
+            for entry in (self._policy.at(prefix)[0] for prefix in dict.fromkeys(parsed))
+        ]
+        return {"applied": applied, "mode": self.mode, "notes": notes}
+
+    async def change_from_file(self, verdict: Verdict, fd: int, *, caller: Caller, seconds: float | None = None, reason: str = "",
+                               force: bool = False, extra_peers: Sequence[str] = ()) -> Json:  # fmt: skip
+        """The same with the prefixes of a file: one a line, `#` begins a comment."""
+        parsed = await asyncio.to_thread(_read_prefixes, os.dup(fd))
+        _, notes = await self._add(verdict, parsed, caller, seconds, reason, force, extra_peers)
+        return {"applied": len(set(parsed)), "mode": self.mode, "notes": notes}
+
+    async def _add(self, verdict: Verdict, prefixes: Sequence[Prefix], caller: Caller, seconds: float | None, reason: str, force: bool,
+                   extra_peers: Sequence[str]) -> tuple[Policy, list[str]]:  # fmt: skip
+        if verdict is Verdict.LOG:
+            raise UsageError("an entry allows or denies")
+        if seconds is not None and not 1 <= seconds <= 10 * 365 * 86400:
+            raise UsageError(f"{seconds:g} seconds is no time to hold an entry", hint="from 1s to 3650d")
+        reason = parse_reason(reason)
+        refuse_everything(prefixes, force)
+        now = self._ports.clock()
+        expires = None if seconds is None else now + seconds
+        async with self._changing:
+            before = self._policy
+            add = [Entry(prefix, verdict, Origin.OPERATOR, now, expires, reason) for prefix in prefixes]
+            policy = before.with_changes(add)
+            await self._guard(caller, policy, self._strictest_mode(), force, extra_peers)
+            notes = await self._commit(policy)
+        what = f"{prefixes[0]}" if len(prefixes) == 1 else f"{len(prefixes)} prefixes"
+        until = f" for {seconds:.0f} s" if seconds is not None else ""
+        because = f": {reason}" if reason else ""
+        self._report(Message.POLICY_CHANGED, f"{verdict} {what}{until} by uid {caller.uid}{because}", verdict=verdict,
+                     prefix=" ".join(map(str, prefixes[:20])), count=len(prefixes), reason=reason, caller_uid=caller.uid,
+                     caller=caller.name)  # fmt: skip
+        self._tell_policy(verdict, prefixes, reason, caller)
+        if verdict is Verdict.DENY and self._strictest_mode() is Mode.MONITOR:
+            notes.append("monitor mode: nothing is dropped; 'xdpmonctl mode enforce' drops")
+        return before, notes
+
+    async def remove(self, prefixes: Sequence[str], *, caller: Caller, force: bool = False, extra_peers: Sequence[str] = ()) -> Json:
+        """Remove entries added at run time: all or none. One that stands in a file is refused, with file and line."""
+        if not prefixes:
+            raise UsageError("no prefix is given")
+        parsed = [Prefix.parse(text) for text in prefixes]
+        async with self._changing:
+            doomed = []
+            for prefix in dict.fromkeys(parsed):
+                entries = self._policy.at(prefix)
+                if not entries:
+                    raise NoSuchEntryError(f"there is no entry for {prefix}", hint="see xdpmonctl list")
+                own = [entry for entry in entries if entry.origin is not Origin.CONFIGURATION] or entries
+                doomed += [(entry.prefix, entry.origin) for entry in own]
+            before = self._policy
+            policy = before.with_changes(remove=doomed)
+            await self._guard(caller, policy, self._strictest_mode(), force, extra_peers)
+            notes = await self._commit(policy)
+        removed = [documents.applied(entry) for prefix, origin in doomed for entry in before.at(prefix) if entry.origin is origin]
+        for prefix in dict.fromkeys(parsed):
+            left = self._policy.at(prefix)
+            if left:
+                notes.append(f"{prefix} is still {'allowed' if left[0].verdict is Verdict.ALLOW else 'denied'} by {left[0].source or left[0].origin}")
+        self._report(Message.POLICY_CHANGED, f"removed {' '.join(map(str, parsed[:20]))} by uid {caller.uid}", verdict="remove",
+                     prefix=" ".join(map(str, parsed[:20])), count=len(parsed), caller_uid=caller.uid, caller=caller.name)  # fmt: skip
+        self._tell_policy("removed", parsed, "", caller)
+        return {"removed": removed, "mode": self.mode, "notes": notes}
+
+    def _tell_policy(self, what: str, prefixes: Sequence[Prefix], reason: str, caller: Caller | None) -> None:
+        self.notify("PolicyChanged", {"change": str(what), "prefixes": [str(prefix) for prefix in prefixes[:100]], "count": len(prefixes),
+                                      "reason": reason, "uid": caller.uid if caller else -1})  # fmt: skip
+
+    async def _guard(self, caller: Caller | None, policy: Policy, mode: Mode, force: bool, extra_peers: Sequence[str] = (),
+                     config: Config | None = None) -> None:  # fmt: skip
+        """Refuse a change that cuts off somebody who is connected to a failsafe port."""
+        if force:
+            return
+        peers = set(await asyncio.to_thread(self._ports.peers, config or self._config))
+        for text in extra_peers:
+            try:
+                peers.add(parse_address(text))
+            except PrefixError:
+                continue  # a link-local address with its zone: not known to the policy
+        try:
+            guard_peers(self._policy, self._strictest_mode(), policy, mode, sorted(peers))
+        except XdpmondError as error:
+            self._refused(error, caller)
+            raise
+
+    def _refused(self, error: XdpmondError, caller: Caller | None) -> None:
+        self._report(Message.CHANGE_REFUSED, f"refused: {error}", code=error.code, caller_uid=caller.uid if caller else -1)
+
+    def _strictest_mode(self) -> Mode:
+        names = [state.name for state in self._ports.interface_states()] or list(self._config.interface)
+        return Mode.ENFORCE if any(self.mode_on(name) is Mode.ENFORCE for name in names) else Mode.MONITOR
+
+    async def _commit(self, policy: Policy) -> list[str]:
+        """Make the policy hold: in the kernel, then here, then on disk. Returns notes for the caller."""
+        set_, delete = difference(self._policy, policy)
+        if set_ or delete:
+            await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, set_, delete)
+        self._policy = policy
+        self._expiry_changed.set()
+        return await self._save()
+
+    async def _save(self) -> list[str]:
+        entries = tuple(entry for entry in self._policy.entries() if entry.origin is not Origin.CONFIGURATION)
+        mode, interface_modes = (
+            (self._unconfirmed.mode, self._unconfirmed.interface_modes) if self._unconfirmed else (self._mode, self._interface_modes)
+        )
+        try:
+            await asyncio.to_thread(self._ports.store.save, State(entries, mode, dict(interface_modes)))
+        except StateError as error:
+            self._report(Message.STATE_PROBLEM, str(error))
+            return [f"not kept on disk: {error}"]
+        return []
+
+    # Mode
+
+    async def set_mode(self, mode: str, *, caller: Caller, interface: str = "", force: bool = False, confirm: float | None = None,
+                       extra_peers: Sequence[str] = ()) -> Json:  # fmt: skip
+        """Monitor, enforce, or default (the files' mode again), everywhere or on one interface. With `confirm`, the mode goes back by
+        itself after that many seconds unless `confirm` is called."""
+        if mode not in ("monitor", "enforce", "default"):
+            raise UsageError(f"'{mode}' is not a mode", hint="monitor, enforce or default")
+        wanted = None if mode == "default" else Mode(mode)
+        if confirm is not None and not 1 <= confirm <= 86400:
+            raise UsageError("the time to confirm is from 1s to 1d")
+        async with self._changing:
+            if interface and interface not in self._known_interfaces():
+                raise NoSuchEntryError(f"{interface} is not watched", hint=f"watched are: {', '.join(self._known_interfaces()) or 'none'}")
+            before = (self._mode, dict(self._interface_modes))
+            strictest = self._strictest_mode()
+            if interface:
+                self._interface_modes.pop(interface, None)
+                if wanted:
+                    self._interface_modes[interface] = wanted
+            else:
+                self._mode = wanted
+                self._interface_modes.clear()
+            try:
+                after = self._strictest_mode()
+                if after is Mode.ENFORCE and strictest is not Mode.ENFORCE:
+                    require_force(self._config, force, after)
+                proposed, self_mode = self._policy, after
+                (self._mode, self._interface_modes), now = before, (self._mode, dict(self._interface_modes))
+                await self._guard(caller, proposed, self_mode, force, extra_peers)
+                self._mode, self._interface_modes = now
+            except XdpmondError as error:
+                self._mode, self._interface_modes = before
+                if isinstance(error, GuardError):
+                    self._refused(error, caller)
+                raise
+            pending, self._unconfirmed = self._unconfirmed, None
+            if pending:
+                pending.timer.cancel()
+            if confirm is not None:
+                kept = (pending.mode, pending.interface_modes) if pending else before
+                timer = asyncio.get_running_loop().call_later(confirm, self._start_revert)
+                self._unconfirmed = _Unconfirmed(kept[0], kept[1], self._ports.clock() + confirm, timer)
+            await self._ports.reconcile()
+            notes = await self._save()
+        shown = self.mode_on(interface) if interface else self.mode
+        self._tell_mode(shown, interface, f"uid {caller.uid}", caller.uid)
+        notes += [warning for warning in config_warnings(replace(self._config, mode=shown)) if shown is Mode.ENFORCE]
+        return {"mode": shown, "file_mode": self.file_mode, "interface": interface, "confirm_seconds": confirm, "notes": notes}
+
+    def _known_interfaces(self) -> list[str]:
+        return [state.name for state in self._ports.interface_states()]
+
+    def _tell_mode(self, mode: Mode, interface: str, who: str, uid: int) -> None:
+        where = f" on {interface}" if interface else ""
+        self._report(Message.MODE_CHANGED, f"{mode} mode{where}, by {who}", mode=mode, interface=interface, caller_uid=uid)
+        self.notify("ModeChanged", {"mode": str(mode), "interface": interface, "by": who})
+
+    def _start_revert(self) -> None:
+        self._reverting = asyncio.ensure_future(self._revert())
+
+    async def _revert(self) -> None:
+        async with self._changing:
+            pending, self._unconfirmed = self._unconfirmed, None
+            if pending is None:
+                return
+            self._mode, self._interface_modes = pending.mode, dict(pending.interface_modes)
+            await self._ports.reconcile()
+            await self._save()
+        self._tell_mode(self.mode, "", "the time to confirm having passed", 0)
+
+    async def confirm(self, *, caller: Caller) -> Json:
+        """Keep the mode that waits to be confirmed."""
+        async with self._changing:
+            pending, self._unconfirmed = self._unconfirmed, None
+            if pending is None:
+                raise NoSuchEntryError("no change waits to be confirmed")
+            pending.timer.cancel()
+            notes = await self._save()
+        return {"mode": self.mode, "notes": notes}
+
+    # Configuration
+
+    async def reload(self, *, caller: Caller) -> Json:
+        """Read all files again and apply the difference. A file that is refused changes nothing."""
+        self._ports.reloading(True)
+        try:
+            return await self._reload(caller)
+        finally:
+            self._ports.reloading(False)
+
+    async def _reload(self, caller: Caller) -> Json:
+        async with self._changing:
+            try:
+                config = await asyncio.to_thread(self._ports.load_config)
+                strictest = Mode.ENFORCE if Mode.ENFORCE in (self._strictest_mode(), self._mode or config.mode) else Mode.MONITOR
+                newly = (self._config.default, self._config.mode) != (config.default, config.mode)
+                require_force(config, self._forced or not newly, self._mode)
+                policy = await asyncio.to_thread(self._policy.with_configuration, config.entries)
+                await self._guard(caller, policy, strictest, False, config=config)
+            except XdpmondError as error:
+                self._last_reload = {"when": self._ports.clock(), "ok": False, "message": str(error)}
+                self._report(Message.RELOAD_REFUSED, f"the configuration is refused, the old settings stay: {error}", code=error.code)
+                self.notify("", {})
+                raise
+            notes = documents.restart_notes(self._config, config)
+            set_, delete = difference(self._policy, policy)
+            if set_ or delete:
+                await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, set_, delete)
+            self._policy, self._config = policy, config
+            await self._ports.in_kernel_thread(self._ports.kernel.configure, config)
+            await self._ports.reconcile()
+            self._expiry_changed.set()
+        notes += config_warnings(config)
+        changed = len(set_) + len(delete)
+        message = f"configuration read again: {changed} rule{'s' if changed != 1 else ''} changed"
+        self._last_reload = {"when": self._ports.clock(), "ok": True, "message": message}
+        self._report(Message.RELOADED, "; ".join([message, *notes]), changed=changed, caller_uid=caller.uid)
+        self.notify("PolicyChanged", {"change": "reload", "prefixes": [], "count": changed, "reason": "", "uid": caller.uid})
+        return {"message": message, "notes": notes, "changed": changed}
+
+    # Questions
+
+    async def _counters(self) -> tuple[Totals, Any, np.ndarray, Any]:
+        """Totals, tallies, talkers of the running window, tallies again: read together."""
+        kernel = self._ports.kernel
+
+        def read():
+            before = kernel.tallies()
+            rows = kernel.read_running()
+            return Totals(kernel.totals(), self._ports.clock()), before, rows, kernel.tallies(), kernel.facts()
+
+        return await self._ports.in_kernel_thread(read)
+
+    async def status(self) -> Json:
+        """The document of `xdpmonctl status --json`; its keys are stable."""
+        totals, before, running, after, facts = await self._counters()
+        recent = merge(self.window.rows if self.window else NO_ROWS, running)
+        top = strongest(merge(recent), "packets", 5)
+        began = self.window_began
+        if totals.at - began.at < 5 and self.window_before is not None:
+            began = self.window_before
+        interfaces = [documents.interface(state, self.mode_on(state.name), facts) for state in self._ports.interface_states()]
+        return {
+            "version": self.version,
+            "running_since": self.started,
+            "uptime_seconds": self._ports.clock() - self.started,
+            "mode": self.mode,
+            "file_mode": self.file_mode,
+            "mode_source": "operator" if self._mode else "file",
+            "confirm": self._pending_confirmation(),
+            "default": self.default,
+            "interfaces": interfaces,
+            "policy": documents.policy(self._policy),
+            "totals": documents.totals(totals),
+            "rates": documents.rates(began, totals),
+            "books": documents.books(before, after, self.tracked_closed, running),
+            "window": documents.window(self.window, recent, self._config.window),
+            "top": [self._talker(row) for row in top],
+            "tables": documents.tables(facts, after, running, self._policy),
+            "losses": {"ring_full": after.ring_full, "over_budget": after.over_budget, "merged": after.merged, **self._ports.losses()},
+            "anomalies": {name: number for name, number in after.anomalies.items() if number},
+            "last_reload": self._last_reload,
+            "configuration": {"files": list(self._config.files), "warnings": config_warnings(replace(self._config, mode=self.mode))},
+        }
+
+    def _pending_confirmation(self) -> Json | None:
+        if self._unconfirmed is None:
+            return None
+        mode = self._unconfirmed.mode or self._config.mode
+        return {"mode": mode, "seconds_left": max(0.0, self._unconfirmed.ends - self._ports.clock())}
+
+    async def entries(self) -> Iterable[Json]:
+        """Every entry, by family, prefix, and strength of origin. Made as it is read, which a thread may do."""
+        counts = await self._ports.in_kernel_thread(self._ports.kernel.rule_counts)
+        policy = self._policy
+
+        def rows() -> Iterable[Json]:
+            for entry in policy.entries():
+                yield documents.entry(entry, policy.at(entry.prefix)[0] is entry, counts.get(entry.prefix))
+
+        return rows()
+
+    async def explain(self, address: str) -> Json:
+        """Which entry decides on an address, what would be done with its packets, and what came from it lately."""
+        family, packed = parse_address(address)
+        counts = await self._ports.in_kernel_thread(self._ports.kernel.rule_counts)
+        running = await self._ports.in_kernel_thread(self._ports.kernel.read_running)
+        policy = self._policy
+        covering = policy.explain(family, packed)
+        verdict = covering[0].verdict if covering else self.default
+        mode = self._strictest_mode()
+        if verdict is Verdict.ALLOW:
+            action = Action.PASS
+        else:
+            action = Action.DROP if verdict is Verdict.DENY and mode is Mode.ENFORCE else Action.LOG
+        recent = merge(self.window.rows if self.window else NO_ROWS, running)
+        own = recent[(recent["source"] == np.frombuffer(packed.ljust(16, b"\0"), "u1")).all(axis=1) & (recent["family"] == family)]
+        explained = [documents.entry(entry, policy.at(entry.prefix)[0] is entry, counts.get(entry.prefix)) for entry in covering]
+        return {
+            "address": address,
+            "family": family.label,
+            "verdict": verdict,
+            "action": action,
+            "decided_by": explained[0] if explained else None,
+            "default": self.default,
+            "mode": mode,
+            "covering": explained,
+            "talkers": [self._talker(row) for row in strongest(own, "packets", 20)],
+            "text": documents.explanation(covering[0] if covering else None, self.default, mode),
+        }
+
+    def _talker(self, row: np.void) -> Json:
+        address = row["source"].tobytes()
+        family = Family(int(row["family"]))
+        entry = self._policy.match(family, address[: family.bits // 8])
+        return documents.talker(row, entry.verdict if entry else self.default, str(entry.prefix) if entry else "default")
+
+    async def top(self, *, by: str = "bytes", limit: int = 20, port: int | None = None, protocol: str | None = None,
+                  interval: bool = False) -> Iterable[Json]:  # fmt: skip
+        """The strongest talkers of the last full window and the running one; `interval`: of the last full window alone."""
+        if by not in _BY:
+            raise UsageError(f"'{by}' is nothing to sort by", hint="bytes, packets or syn")
+        rows = self.window.rows if self.window else NO_ROWS
+        if not interval:
+            rows = merge(rows, await self._ports.in_kernel_thread(self._ports.kernel.read_running))
+        if protocol is not None:
+            number = _PROTOCOLS.get(protocol) if not protocol.isdigit() else int(protocol)
+            if number is None or number > 255:
+                raise UsageError(f"'{protocol}' is not a protocol", hint=f"{', '.join(_PROTOCOLS)} or a number up to 255")
+            rows = rows[rows["protocol"] == number]
+        if port is not None:
+            rows = rows[(rows["port"] == port) & np.isin(rows["protocol"], (6, 17, 132))]
+        return [self._talker(row) for row in strongest(rows, _BY[by], min(max(limit, 1), 100_000))]
+
+    async def recent_events(self, limit: int) -> Iterable[Json]:
+        return self.events.recent(limit)
+
+    def follow_events(self) -> EventFeed:
+        return self.events.follow()
+
+    def rule_name(self, prefix: Prefix | None) -> str:
+        return str(prefix) if prefix else "default"
+
+
+@dataclass(slots=True)
+class _Unconfirmed:
+    """What the modes go back to unless the change is confirmed, and when."""
+
+    mode: Mode | None
+    interface_modes: Mapping[str, Mode]
+    ends: float
+    timer: asyncio.TimerHandle
+
+
+def _read_prefixes(fd: int) -> list[Prefix]:
+    """The prefixes of a file, strictly; errors name the line. Closes the descriptor."""
+    with open(fd, "rb") as file:
+        data = file.read(MOST_FILE_BYTES + 1)
+    if len(data) > MOST_FILE_BYTES:
+        raise UsageError(f"the file is larger than {MOST_FILE_BYTES >> 20} MiB")
+    prefixes = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        text = line.partition(b"#")[0].strip().decode("ascii", errors="replace")
+        if text:
+            try:
+                prefixes.append(Prefix.parse(text))
+            except PrefixError as error:
+                raise PrefixError(f"line {number}: {error.message}", hint=error.hint) from None
+    if not prefixes:
+        raise UsageError("the file names no prefix")
+    return prefixes
+
+

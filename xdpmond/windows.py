@@ -1,0 +1,108 @@
+"""Windows and summaries: pure functions of what was counted in an interval.
+
+A window is what the packet path counted under one window number. It ends when the daemon says so; one that the daemon ended late is
+longer, and says so, and nothing is missing from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .model import Action, Count, Family, Outcome, ProtocolClass, Total, protocol_name
+from .rows import NO_ROWS, merge, strongest, talker, unique_sources
+
+_LATE_FACTOR = 1.25
+_KEEP_ROWS = 262_144
+"""A summary over many windows keeps the strongest sources of them, so that a long interval does not grow without bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One closed window. Times in seconds since the epoch; `rows` has a row for each source, protocol and port."""
+
+    number: int
+    started: float
+    ended: float
+    wanted_seconds: float
+    rows: np.ndarray = field(default_factory=lambda: NO_ROWS, repr=False, compare=False)
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.started
+
+    @property
+    def late(self) -> bool:
+        """Did the daemon end it noticeably later than wanted?"""
+        return self.seconds > self.wanted_seconds * _LATE_FACTOR + 1
+
+    def unique_sources(self) -> Mapping[Family, int]:
+        return unique_sources(self.rows)
+
+
+class Totals:
+    """Totals at one moment, summed as asked for."""
+
+    def __init__(self, cells: Iterable[Total], at: float):
+        self.cells = list(cells)
+        self.at = at
+
+    def where(self, wanted: Callable[[Total], bool] = lambda _: True) -> Count:
+        total = Count()
+        for cell in self.cells:
+            if wanted(cell):
+                total += cell.count
+        return total
+
+    def outcomes(self, *outcomes: Outcome) -> Count:
+        return self.where(lambda cell: cell.outcome in outcomes)
+
+    @property
+    def dropped(self) -> Count:
+        return self.where(lambda cell: cell.outcome.action is Action.DROP)
+
+    def by(self, key: Callable[[Total], str]) -> dict[str, Count]:
+        found: dict[str, Count] = {}
+        for cell in self.cells:
+            found[key(cell)] = found.get(key(cell), Count()) + cell.count
+        return found
+
+
+@dataclass(slots=True)
+class Summary:
+    """Gathers the windows of one summary interval."""
+
+    started: float
+    totals: Totals
+    rows: np.ndarray = field(default_factory=lambda: NO_ROWS)
+
+    def add(self, window: Window) -> None:
+        rows = merge(self.rows, window.rows)
+        self.rows = strongest(rows, "bytes", _KEEP_ROWS) if len(rows) > _KEEP_ROWS else rows
+
+    def text(self, now: Totals, top: int = 3) -> str:
+        """Some lines: what came, what was dropped, and the strongest sources of this interval for each protocol."""
+        packets, dropped = now.where() - self.totals.where(), now.dropped - self.totals.dropped
+        unique = unique_sources(self.rows)
+        lines = [
+            f"{packets.packets} packets, {packets.bytes} bytes in {now.at - self.started:.0f} s, {dropped.packets} dropped;"
+            f" {unique[Family.IPV4]} IPv4 and {unique[Family.IPV6]} IPv6 sources"
+        ]
+        for protocol in np.unique(self.rows["protocol"]):
+            of_protocol = self.rows[self.rows["protocol"] == protocol]
+            sources = strongest(merge(of_protocol, by_source=True), "bytes", top)
+            named = (f"{talker(row).source} {row['packets']} packets {row['bytes']} bytes" for row in sources)
+            lines.append(f"{protocol_name(int(protocol))}: {'; '.join(named)}")
+        return "\n".join(lines)
+
+
+def by_protocol(cell: Total) -> str:
+    return ProtocolClass(cell.protocol).label
+
+
+def by_family(cell: Total) -> str:
+    return cell.family.label
+
+
