@@ -23,7 +23,7 @@ def main() -> int:
         print(f"the wire: ip netns exec {machine.wire.name} ping -I SOURCE {ADDRESS[4]}")
         for name, pair in {"permitted": PERMITTED, "unlisted": UNLISTED, "visitor": VISITOR, "attacker": ATTACKER}.items():
             print(f"  {name:<10} {pair[4]:<15} {pair[6]}")
-        return subprocess.run(["nsenter", "-t", str(machine.leader), "-a", "--wd=/root", "bash", "--login"], check=False).returncode
+        return subprocess.run(["nsenter", "-t", str(machine.leader), "-a", "env", "-C", "/root", "bash", "--login"], check=False).returncode
 
 
 if __name__ == "__main__":
