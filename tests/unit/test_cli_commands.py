@@ -503,6 +503,13 @@ def test_status_marks_your_own_address_and_never_suggests_to_deny_it(fake: FakeD
     assert any("deny 198.51.100.8" in line for line in lines)
 
 
+def test_status_suggests_no_ban_of_neighbours_and_of_the_quiet(fake: FakeDaemon) -> None:
+    fake.status = described(top=[talker(source="fe80::1"), talker(source="198.51.100.8", packets=99)])
+    lines = screen(fake)
+    assert not any(" deny " in line or "explain fe80" in line for line in lines)
+    assert any("explain 198.51.100.8" in line for line in lines)
+
+
 def test_status_without_an_attached_interface(fake: FakeDaemon) -> None:
     fake.status = described(interfaces=[{"name": "eth9", "state": "absent", "reason": "", "mode": "monitor", "notes": []}], top=[])
     lines = screen(fake)

@@ -20,6 +20,8 @@ SCREEN_LINES = 23
 SHOWN_INTERFACES = 3
 SHOWN_SOURCES = 5
 SHOWN_HINTS = 3
+BUSY_PACKETS = 100
+"""A source with fewer is not worth a ban."""
 LABEL = 10
 UNLIMITED = 10_000
 """The width of what is not a terminal."""
@@ -140,6 +142,7 @@ class Screen:
             *total("logged", "unlisted"),
             *total("allowed", "allowed"),
             *total("essential", "essential"),
+            *total("no_source", "without a source"),
         ]
         operator = fields.text(document, "mode_source") == "operator"
         return [
@@ -246,9 +249,11 @@ class Screen:
             found.append(("xdpmonctl mode enforce --confirm 60s", "drop what is denied; undone unless confirmed"))
         for talker in fields.rows(document, "top"):
             source = fields.text(talker, "source")
-            if fields.text(talker, "verdict") == "log" and source not in self._own:
+            # A link-local source is a neighbour, often the router.
+            if fields.text(talker, "verdict") == "log" and source not in self._own and not source.startswith("fe80:"):
                 found.append((f"xdpmonctl explain {safe(source)}", "the busiest source on no list"))
-                found.append((f"xdpmonctl deny {safe(source)} --for 10m", "shut it out for ten minutes"))
+                if fields.number(talker, "packets") >= BUSY_PACKETS:
+                    found.append((f"xdpmonctl deny {safe(source)} --for 10m", "shut it out for ten minutes"))
                 break
         found = found[:SHOWN_HINTS]
         widest = max((len(command) for command, _ in found), default=0)
