@@ -1,1 +1,2 @@
-"""The destinations of what the daemon has to say; one file a destination, none of which can stall another."""
+"""Where records go. A sink takes a record without blocking and without raising, whatever happens at its far end, and counts what it
+could not keep; so none can stall the daemon or another sink."""
