@@ -208,7 +208,9 @@ class Daemon:
             self.report(Record(Message.TOOK_OVER, f"went on with what the last run left: {len(kept.links)} links, {len(datapath.rules)} rules",
                                {"links": len(kept.links), "rules": len(datapath.rules)}))  # fmt: skip
         if replaced:
-            self.report(Record(Message.PROGRAM_REPLACED, f"put a new program in place on {', '.join(replaced)}", {"interfaces": " ".join(replaced)}))
+            self.report(
+                Record(Message.PROGRAM_REPLACED, f"put a new program in place on {', '.join(replaced)}", {"interfaces": " ".join(replaced)})
+            )
         for warning in config_warnings(service.config):
             self.report(Record(Message.WARNING, warning))
 
@@ -350,7 +352,11 @@ class Daemon:
 
     def _status_line(self) -> str:
         service = self._service
-        attached = [f"{state.name} ({state.attach}, {service.mode_on(state.name)})" for state in self._interfaces.states if state.state == "attached"]
+        attached = [
+            f"{state.name} ({state.attach}, {service.mode_on(state.name)})"
+            for state in self._interfaces.states
+            if state.state == "attached"
+        ]
         others = [f"{state.name} {state.state}" for state in self._interfaces.states if state.state != "attached"]
         watched = f"watching {', '.join(attached)}" if attached else "watching nothing"
         return "; ".join([watched, *others, f"{len(service.policy)} entries, default {service.default}"])

@@ -181,7 +181,11 @@ def explanation(decides: Entry | None, default: Verdict, mode: Mode) -> str:
         }[default]
         verdict = default
     else:
-        by = {Origin.OPERATOR: "added with xdpmonctl", Origin.CONFIGURATION: f"from {decides.source}", Origin.AUTOMATIC: "added automatically"}
+        by = {
+            Origin.OPERATOR: "added with xdpmonctl",
+            Origin.CONFIGURATION: f"from {decides.source}",
+            Origin.AUTOMATIC: "added automatically",
+        }
         verdict = decides.verdict
         did = "allowed" if verdict is Verdict.ALLOW else "denied"
         said = f"{decides.prefix} is {did}, {by[decides.origin]}" + (f" ({decides.reason})" if decides.reason else "") + "."
@@ -206,5 +210,3 @@ def restart_notes(old: Config, new: Config) -> list[str]:
     if old.bus != new.bus:
         notes.append("[bus] takes effect at the next start")
     return notes
-
-

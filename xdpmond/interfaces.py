@@ -6,9 +6,9 @@ either. It never asks twice for the same refusal's attention: a problem is repor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from .config import Config
 from .errors import ForeignProgramError, KernelError
@@ -19,35 +19,40 @@ DEFAULT = "default"
 
 
 class Link(Protocol):
-    name: str
-    ifindex: int
-    mtu: int
-    up: bool
+    @property
+    def name(self) -> str: ...
+    @property
+    def ifindex(self) -> int: ...
+    @property
+    def mtu(self) -> int: ...
+    @property
+    def up(self) -> bool: ...
 
 
 class Attachment(Protocol):
-    name: str
-    ifindex: int
-    link: int
-    slot: int
-    mode: AttachMode
-    reason: str
-    layer: str
+    @property
+    def ifindex(self) -> int: ...
+    @property
+    def mode(self) -> AttachMode: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def layer(self) -> str: ...
 
 
 class Datapath(Protocol):
     @property
     def attachments(self) -> Mapping[str, Attachment]: ...
-    def attach(self, link, mode: Mode, wanted: AttachMode) -> Attachment: ...
+    def attach(self, link: Any, mode: Mode, wanted: AttachMode) -> Attachment: ...
     def release(self, name: str) -> None: ...
     def is_attached(self, name: str) -> bool: ...
     def set_mode(self, name: str, mode: Mode) -> None: ...
-    def adopt_links(self, links, present, wanted) -> list[str]: ...
+    def adopt_links(self, links: Iterable[int], present: Any, wanted: Mapping[str, tuple[Mode, AttachMode]]) -> list[str]: ...
 
 
 class Links(Protocol):
     def links(self) -> Mapping[str, Link]: ...
-    def default_route(self, links) -> str | None: ...
+    def default_route(self, links: Any) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)

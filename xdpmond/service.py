@@ -23,6 +23,7 @@ from .feeds import EventFeed, EventHub
 from .interfaces import InterfaceState
 from .messages import Message, Record
 from .model import Action, Caller, Count, Entry, Family, Mode, Origin, Prefix, Total, Verdict, parse_address
+from .modes import Modes
 from .policy import Peer, Policy, difference, guard_peers, refuse_everything
 from .rows import NO_ROWS, merge, strongest
 from .state import State
@@ -78,8 +79,7 @@ class Service:
         self._config = config
         self._ports = ports
         self._policy = Policy(state.entries).with_configuration(config.entries)
-        self._mode = state.mode
-        self._interface_modes: dict[str, Mode] = dict(state.interface_modes)
+        self._modes = Modes(state.mode, dict(state.interface_modes))
         self._forced = forced
         self._changing = asyncio.Lock()
         self._subscribers: list[Notify] = []
@@ -108,7 +108,7 @@ class Service:
 
     @property
     def mode(self) -> Mode:
-        return self._mode or self._config.mode
+        return self._modes.everywhere or self._config.mode
 
     @property
     def file_mode(self) -> Mode:
@@ -127,8 +127,7 @@ class Service:
         return len(self._policy)
 
     def mode_on(self, interface: str) -> Mode:
-        """Set for the interface by hand, else set by hand, else of the files for the interface, else of the files."""
-        return self._interface_modes.get(interface) or self._mode or self._config.mode_on(interface)
+        return self._modes.of(self._config, interface)
 
     # Life
 
@@ -245,7 +244,8 @@ class Service:
         for prefix in dict.fromkeys(parsed):
             left = self._policy.at(prefix)
             if left:
-                notes.append(f"{prefix} is still {'allowed' if left[0].verdict is Verdict.ALLOW else 'denied'} by {left[0].source or left[0].origin}")
+                still = "allowed" if left[0].verdict is Verdict.ALLOW else "denied"
+                notes.append(f"{prefix} is still {still} by {left[0].source or left[0].origin}")
         self._report(Message.POLICY_CHANGED, f"removed {' '.join(map(str, parsed[:20]))} by uid {caller.uid}", verdict="remove",
                      prefix=" ".join(map(str, parsed[:20])), count=len(parsed), caller_uid=caller.uid, caller=caller.name)  # fmt: skip
         self._tell_policy("removed", parsed, "", caller)
@@ -275,9 +275,9 @@ class Service:
     def _refused(self, error: XdpmondError, caller: Caller | None) -> None:
         self._report(Message.CHANGE_REFUSED, f"refused: {error}", code=error.code, caller_uid=caller.uid if caller else -1)
 
-    def _strictest_mode(self) -> Mode:
-        names = [state.name for state in self._ports.interface_states()] or list(self._config.interface)
-        return Mode.ENFORCE if any(self.mode_on(name) is Mode.ENFORCE for name in names) else Mode.MONITOR
+    def _strictest_mode(self, modes: Modes | None = None, config: Config | None = None) -> Mode:
+        names = self._known_interfaces() or list(self._config.interface)
+        return (modes or self._modes).strictest(config or self._config, names)
 
     async def _commit(self, policy: Policy) -> list[str]:
         """Make the policy hold: in the kernel, then here, then on disk. Returns notes for the caller."""
@@ -290,11 +290,9 @@ class Service:
 
     async def _save(self) -> list[str]:
         entries = tuple(entry for entry in self._policy.entries() if entry.origin is not Origin.CONFIGURATION)
-        mode, interface_modes = (
-            (self._unconfirmed.mode, self._unconfirmed.interface_modes) if self._unconfirmed else (self._mode, self._interface_modes)
-        )
+        modes = self._unconfirmed.before if self._unconfirmed else self._modes
         try:
-            await asyncio.to_thread(self._ports.store.save, State(entries, mode, dict(interface_modes)))
+            await asyncio.to_thread(self._ports.store.save, State(entries, modes.everywhere, dict(modes.on)))
         except StateError as error:
             self._report(Message.STATE_PROBLEM, str(error))
             return [f"not kept on disk: {error}"]
@@ -314,35 +312,22 @@ class Service:
         async with self._changing:
             if interface and interface not in self._known_interfaces():
                 raise NoSuchEntryError(f"{interface} is not watched", hint=f"watched are: {', '.join(self._known_interfaces()) or 'none'}")
-            before = (self._mode, dict(self._interface_modes))
-            strictest = self._strictest_mode()
-            if interface:
-                self._interface_modes.pop(interface, None)
-                if wanted:
-                    self._interface_modes[interface] = wanted
-            else:
-                self._mode = wanted
-                self._interface_modes.clear()
+            before = self._modes
+            after = before.with_change(wanted, interface)
             try:
-                after = self._strictest_mode()
-                if after is Mode.ENFORCE and strictest is not Mode.ENFORCE:
-                    require_force(self._config, force, after)
-                proposed, self_mode = self._policy, after
-                (self._mode, self._interface_modes), now = before, (self._mode, dict(self._interface_modes))
-                await self._guard(caller, proposed, self_mode, force, extra_peers)
-                self._mode, self._interface_modes = now
-            except XdpmondError as error:
-                self._mode, self._interface_modes = before
-                if isinstance(error, GuardError):
-                    self._refused(error, caller)
+                if self._strictest_mode(after) is Mode.ENFORCE and self._strictest_mode() is not Mode.ENFORCE:
+                    require_force(self._config, force, Mode.ENFORCE)
+                await self._guard(caller, self._policy, self._strictest_mode(after), force, extra_peers)
+            except GuardError as error:
+                self._refused(error, caller)
                 raise
+            self._modes = after
             pending, self._unconfirmed = self._unconfirmed, None
             if pending:
                 pending.timer.cancel()
             if confirm is not None:
-                kept = (pending.mode, pending.interface_modes) if pending else before
                 timer = asyncio.get_running_loop().call_later(confirm, self._start_revert)
-                self._unconfirmed = _Unconfirmed(kept[0], kept[1], self._ports.clock() + confirm, timer)
+                self._unconfirmed = _Unconfirmed(pending.before if pending else before, self._ports.clock() + confirm, timer)
             await self._ports.reconcile()
             notes = await self._save()
         shown = self.mode_on(interface) if interface else self.mode
@@ -366,7 +351,7 @@ class Service:
             pending, self._unconfirmed = self._unconfirmed, None
             if pending is None:
                 return
-            self._mode, self._interface_modes = pending.mode, dict(pending.interface_modes)
+            self._modes = pending.before
             await self._ports.reconcile()
             await self._save()
         self._tell_mode(self.mode, "", "the time to confirm having passed", 0)
@@ -395,11 +380,11 @@ class Service:
         async with self._changing:
             try:
                 config = await asyncio.to_thread(self._ports.load_config)
-                strictest = Mode.ENFORCE if Mode.ENFORCE in (self._strictest_mode(), self._mode or config.mode) else Mode.MONITOR
-                newly = (self._config.default, self._config.mode) != (config.default, config.mode)
-                require_force(config, self._forced or not newly, self._mode)
+                mode = self._strictest_mode(config=config)
+                was_so = self._config.default is config.default and self._strictest_mode() is mode
+                require_force(config, self._forced or was_so, mode)
                 policy = await asyncio.to_thread(self._policy.with_configuration, config.entries)
-                await self._guard(caller, policy, strictest, False, config=config)
+                await self._guard(caller, policy, mode, False, config=config)
             except XdpmondError as error:
                 self._last_reload = {"when": self._ports.clock(), "ok": False, "message": str(error)}
                 self._report(Message.RELOAD_REFUSED, f"the configuration is refused, the old settings stay: {error}", code=error.code)
@@ -423,11 +408,11 @@ class Service:
 
     # Questions
 
-    async def _counters(self) -> tuple[Totals, Any, np.ndarray, Any]:
-        """Totals, tallies, talkers of the running window, tallies again: read together."""
+    async def _counters(self) -> tuple[Totals, Any, np.ndarray, Any, Mapping[str, Any]]:
+        """Totals, tallies, talkers of the running window, tallies again, facts: read together."""
         kernel = self._ports.kernel
 
-        def read():
+        def read() -> tuple[Totals, Any, np.ndarray, Any, Mapping[str, Any]]:
             before = kernel.tallies()
             rows = kernel.read_running()
             return Totals(kernel.totals(), self._ports.clock()), before, rows, kernel.tallies(), kernel.facts()
@@ -449,7 +434,7 @@ class Service:
             "uptime_seconds": self._ports.clock() - self.started,
             "mode": self.mode,
             "file_mode": self.file_mode,
-            "mode_source": "operator" if self._mode else "file",
+            "mode_source": "operator" if self._modes != Modes() else "file",
             "confirm": self._pending_confirmation(),
             "default": self.default,
             "interfaces": interfaces,
@@ -469,8 +454,10 @@ class Service:
     def _pending_confirmation(self) -> Json | None:
         if self._unconfirmed is None:
             return None
-        mode = self._unconfirmed.mode or self._config.mode
-        return {"mode": mode, "seconds_left": max(0.0, self._unconfirmed.ends - self._ports.clock())}
+        return {
+            "mode": self._unconfirmed.before.everywhere or self._config.mode,
+            "seconds_left": max(0.0, self._unconfirmed.ends - self._ports.clock()),
+        }
 
     async def entries(self) -> Iterable[Json]:
         """Every entry, by family, prefix, and strength of origin. Made as it is read, which a thread may do."""
@@ -536,21 +523,17 @@ class Service:
         return [self._talker(row) for row in strongest(rows, _BY[by], min(max(limit, 1), 100_000))]
 
     async def recent_events(self, limit: int) -> Iterable[Json]:
-        return self.events.recent(limit)
+        return [dict(event) for event in self.events.recent(limit)]
 
     def follow_events(self) -> EventFeed:
         return self.events.follow()
-
-    def rule_name(self, prefix: Prefix | None) -> str:
-        return str(prefix) if prefix else "default"
 
 
 @dataclass(slots=True)
 class _Unconfirmed:
     """What the modes go back to unless the change is confirmed, and when."""
 
-    mode: Mode | None
-    interface_modes: Mapping[str, Mode]
+    before: Modes
     ends: float
     timer: asyncio.TimerHandle
 
@@ -572,5 +555,3 @@ def _read_prefixes(fd: int) -> list[Prefix]:
     if not prefixes:
         raise UsageError("the file names no prefix")
     return prefixes
-
-

@@ -9,7 +9,7 @@ import os
 import time
 
 try:
-    from systemd import daemon
+    from systemd import daemon  # type: ignore[attr-defined]
 except ImportError:  # a trial without the package python3-systemd
     daemon = None
 

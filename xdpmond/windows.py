@@ -104,5 +104,3 @@ def by_protocol(cell: Total) -> str:
 
 def by_family(cell: Total) -> str:
     return cell.family.label
-
-

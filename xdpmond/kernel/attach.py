@@ -63,7 +63,7 @@ def attach(program: int, name: str, ifindex: int, wanted: AttachMode) -> Attache
                 refuse_foreign(name, ifindex)
             reason = native_refusal(program, ifindex) or os.strerror(error.errno)
             if wanted is AttachMode.NATIVE or error.errno in (errno.EPERM, errno.ENODEV):
-                raise KernelError(f"{name} does not take the program in native mode: {reason}", hint="set attach = \"auto\"") from None
+                raise KernelError(f"{name} does not take the program in native mode: {reason}", hint='set attach = "auto"') from None
     else:
         reason = "the configuration asks for generic"
     try:

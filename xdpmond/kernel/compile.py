@@ -62,9 +62,7 @@ def _compile(request: dict, kept: dict[str, int]) -> tuple[dict, list[int]]:
             maps[name] = kept[name] if same else fresh
             replace[fresh] = maps[name]
         frags = "-DXM_FRAGS" in request["defines"]
-        programs = [
-            libbpf.load_xdp(_reuse_maps(module.dump_func(name), replace), name, frags=frags) for name in request["programs"]
-        ]
+        programs = [libbpf.load_xdp(_reuse_maps(module.dump_func(name), replace), name, frags=frags) for name in request["programs"]]
         reused = [name for name in maps if maps[name] == kept.get(name)]
         return {"reused": reused}, programs + list(maps.values())
 

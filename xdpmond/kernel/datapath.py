@@ -22,7 +22,7 @@ from . import abi, libbpf, loader
 from .attach import Attached, attach, layer_of
 from .events import EventRing
 from .links import Link
-from .maps import Control, Counters, cells, wait_for_packets_under_way
+from .maps import Control, Counters, Tallies, cells, wait_for_packets_under_way
 from .rules import RuleTries
 from .talkers import TalkerTable
 
@@ -61,21 +61,6 @@ class Kept:
 
 
 NOTHING_KEPT = Kept({}, {}, ())
-
-
-@dataclass(frozen=True, slots=True)
-class Tallies:
-    """What the packet path counts besides the totals. All since the maps were made."""
-
-    sourced: Count
-    evicted: Count
-    untracked: Count
-    evictions: int
-    events_made: int
-    ring_full: int
-    over_budget: int
-    merged: int
-    anomalies: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,16 +228,13 @@ class Datapath:
     def totals(self) -> list[Total]:
         """Cells that are not zero, also of interfaces that have gone; "-" is one that had gone when this daemon started."""
         read = self.counters.totals()
-        return [Total(self._slot_names.get(slot, "-"), family, protocol, outcome, count) for slot, family, protocol, outcome, count in cells(read)]
+        return [
+            Total(self._slot_names.get(slot, "-"), family, protocol, outcome, count)
+            for slot, family, protocol, outcome, count in cells(read)
+        ]
 
     def tallies(self) -> Tallies:
-        read = self.counters.tallies()
-        anomalies = {anomaly.name.lower(): int(read["anomaly"][anomaly]) for anomaly in abi.Anomaly}
-        return Tallies(
-            sourced=read["sourced"], evicted=read["evicted"], untracked=read["untracked"], evictions=read["evictions"],
-            events_made=read["events_made"], ring_full=read["events_ring_full"], over_budget=read["events_over_budget"],
-            merged=read["events_merged"], anomalies=anomalies,
-        )  # fmt: skip
+        return self.counters.tallies()
 
     def close_window(self) -> np.ndarray:
         """End the running window, unless one is waiting to be read since a crash; read the closed one and enter it in the ledger. Returns
@@ -343,4 +325,3 @@ def _same_abi(maps: Mapping[str, int]) -> bool:
 def _ledger_build(maps: Mapping[str, int]) -> int:
     ledger = _ledger(maps)
     return 0 if ledger is None else int(ledger["build"])
-

@@ -107,4 +107,3 @@ class LinkWatch:
         except OSError as error:
             if error.errno not in (errno.ENOBUFS, errno.EAGAIN):
                 raise
-

@@ -64,7 +64,12 @@ class Build:
 
     @property
     def defines(self) -> list[str]:
-        defines = [f"-DXM_CPUS={self.cpus}", f"-DXM_SETS={self.sets}", f"-DXM_PREFIXES={self.prefixes}", f"-DXM_RULE_CELLS={self.rule_cells}"]
+        defines = [
+            f"-DXM_CPUS={self.cpus}",
+            f"-DXM_SETS={self.sets}",
+            f"-DXM_PREFIXES={self.prefixes}",
+            f"-DXM_RULE_CELLS={self.rule_cells}",
+        ]
         if self.ring_pages:
             defines += ["-DXM_EVENTS", f"-DXM_RING_PAGES={self.ring_pages}"]
         if self.frags:
@@ -112,9 +117,17 @@ def load(build: Build, kept: dict[str, int] | None = None) -> Loaded:
     # The child finds this package where we found it, installed or not.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "xdpmond.kernel.compile", str(theirs.fileno())]
-    with ours, subprocess.Popen(
-        command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
-    ) as child:
+    with (
+        ours,
+        subprocess.Popen(
+            command,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment,
+        ) as child,
+    ):
         theirs.close()
         ours.settimeout(_COMPILE_TIMEOUT)
         try:

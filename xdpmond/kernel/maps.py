@@ -12,6 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def map_memory(map_fd: int, size: int, *, write: bool) -> mmap.mmap:
     try:
         return mmap.mmap(map_fd, pages, flags=mmap.MAP_SHARED, prot=prot)
     except OSError as error:
-        raise KernelError(f"map a BPF array: {os.strerror(error.errno)}") from None
+        raise KernelError(f"map a BPF array: {error.strerror}") from None
 
 
 _MEMBARRIER_CMD_GLOBAL = 1
@@ -182,6 +183,21 @@ class Control:
         self.block["slots"]["enforce"][slot] = enforce
 
 
+@dataclass(frozen=True, slots=True)
+class Tallies:
+    """What the packet path counts besides the totals. All since the maps were made."""
+
+    sourced: Count
+    evicted: Count
+    untracked: Count
+    evictions: int
+    events_made: int
+    ring_full: int
+    over_budget: int
+    merged: int
+    anomalies: Mapping[str, int]
+
+
 class Counters:
     """Totals, tallies and rule counters: per-CPU arrays, read whole and summed."""
 
@@ -195,18 +211,26 @@ class Counters:
         _, values = libbpf.lookup_batches(self._maps["totals"], np.dtype("u4"), np.dtype(("u8", (self._cpus, 2))))
         return values.sum(axis=1).reshape(abi.MAX_SLOTS, abi.FAMILIES, abi.CLASSES, abi.OUTCOMES, 2)
 
-    def tallies(self) -> dict[str, int | Count | np.ndarray]:
-        """The fields of xm_tallies, summed over the CPUs."""
+    def tallies(self) -> Tallies:
+        """struct xm_tallies summed over the CPUs."""
         value = np.zeros(self._cpus, abi.TALLIES)
         libbpf.lookup(self._maps["tallies"], np.zeros(1, "u4"), value)
-        summed: dict[str, int | Count | np.ndarray] = {}
-        for name in abi.TALLIES.names or ():
-            if abi.TALLIES[name] == abi.COUNT:
-                summed[name] = Count(int(value[name]["packets"].sum()), int(value[name]["bytes"].sum()))
-            else:
-                column = value[name].sum(axis=0)
-                summed[name] = column if column.ndim else int(column)
-        return summed
+
+        def count(name: str) -> Count:
+            return Count(int(value[name]["packets"].sum()), int(value[name]["bytes"].sum()))
+
+        anomalies = value["anomaly"].sum(axis=0)
+        return Tallies(
+            sourced=count("sourced"),
+            evicted=count("evicted"),
+            untracked=count("untracked"),
+            evictions=int(value["evictions"].sum()),
+            events_made=int(value["events_made"].sum()),
+            ring_full=int(value["events_ring_full"].sum()),
+            over_budget=int(value["events_over_budget"].sum()),
+            merged=int(value["events_merged"].sum()),
+            anomalies={anomaly.name.lower(): int(anomalies[anomaly]) for anomaly in abi.Anomaly},
+        )
 
     def rules(self) -> np.ndarray:
         """Packets and bytes by rule index: shape (cells, 2), u64."""

@@ -48,12 +48,14 @@ class TalkerTable:
         found = []
         running = closed + 1
         for live in self._chunks():
-            first = live.copy()
-            second = live.copy()
-            still = (second["window"] == closed) & (first["packets"][:, 0] > 0) & (first["family"] > 0)
+            # What has neither number now has no counts of the closed window, whatever becomes of it while we read.
+            live_rows = np.nonzero(live["window"] - np.uint32(closed) <= 1)[0]
+            first = live[live_rows]
+            second = live[live_rows]
+            still = (second["window"] == closed) & (first["packets"][:, 0] > 0)
             rolled = second["window"] == running
             late = np.nonzero(rolled & (first["window"] != running))[0]
-            second[late] = live[late]
+            second[late] = live[live_rows[late]]
             rolled &= second["packets"][:, 1] > 0
             found.append(_rows(first[still], 0))
             found.append(_rows(second[rolled], 1))
@@ -63,11 +65,13 @@ class TalkerTable:
         """All talkers of the running window so far, as an array of ROW. An entry that is replaced under the reader is left out."""
         found = []
         for live in self._chunks():
-            first = live.copy()
-            second = live.copy()
-            same = (first["window"] == running) & (second["window"] == running) & (first["first_seen"] == second["first_seen"])
-            same &= (first["source"] == second["source"]).all(axis=1) & (first["port"] == second["port"])
-            same &= (first["protocol"] == second["protocol"]) & (second["packets"][:, 0] > 0)
+            live_rows = np.nonzero(live["window"] == running)[0]
+            first = live[live_rows]
+            second = live[live_rows]
+            same = (second["window"] == running) & (second["packets"][:, 0] > 0) & (first["first_seen"] == second["first_seen"])
+            for name in ("source", "port", "protocol"):
+                equal = first[name] == second[name]
+                same &= equal.all(axis=1) if equal.ndim > 1 else equal
             found.append(_rows(second[same], 0))
         return np.concatenate(found)
 
