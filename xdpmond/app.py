@@ -235,7 +235,7 @@ class Daemon:
             if self._service.config.bus.enable:
                 from .bus.server import BusServer
 
-                bus = BusServer(self._service, self._options.bus, self._bus_problem)
+                bus = BusServer(self._service, self._options.bus, self._of_bus)
                 running.append(tasks.create_task(bus.run(), name="bus"))
                 await bus.settled()
             self._notifier.ready(self._status_line())
@@ -245,8 +245,10 @@ class Daemon:
                 task.cancel()
         return 0
 
-    def _bus_problem(self, priority: int, text: str) -> None:
-        self.report(Record(Message.BUS_PROBLEM, text, {"severity": priority}))
+    def _of_bus(self, priority: int, text: str) -> None:
+        """What the bus room has to say, by syslog priority: 4 and below is a problem, 5 a call that was refused."""
+        kind = Message.BUS_PROBLEM if priority <= 4 else Message.CHANGE_REFUSED if priority == 5 else Message.BUS_CONNECTED
+        self.report(Record(kind, text))
 
     # Tasks
 

@@ -432,6 +432,7 @@ class Service:
             "version": self.version,
             "running_since": self.started,
             "uptime_seconds": self._ports.clock() - self.started,
+            "counting_since": facts["counting_since"],
             "mode": self.mode,
             "file_mode": self.file_mode,
             "mode_source": "operator" if self._modes != Modes() else "file",

@@ -136,7 +136,7 @@ class Screen:
         if interval := fields.number(rates, "interval_seconds"):
             traffic.append(f"over {span(interval)}")
         totals: list[Cell] = [
-            f"{short(fields.number(document, 'totals', 'packets'))} packets in {span(fields.number(document, 'uptime_seconds'))}",
+            f"{short(fields.number(document, 'totals', 'packets'))} packets in {span(self._counting_seconds())}",
             *total("dropped", "dropped", "red"),
             *total("denied_passed", "denied but let in", "yellow"),
             *total("logged", "unlisted"),
@@ -151,6 +151,11 @@ class Screen:
             *self._line("total", totals),
             *self._line("policy", self._policy()),
         ]
+
+    def _counting_seconds(self) -> float:
+        """How long the totals have been counted: over the daemon's own restarts."""
+        since = fields.number(self._document, "counting_since")
+        return max(0.0, self._now - since) if since else fields.number(self._document, "uptime_seconds")
 
     def _policy(self) -> list[Cell]:
         policy = fields.value(self._document, "policy") or {}

@@ -22,7 +22,7 @@ from . import abi, libbpf, loader
 from .attach import Attached, attach, layer_of
 from .events import EventRing
 from .links import Link
-from .maps import Control, Counters, Tallies, cells, wait_for_packets_under_way
+from .maps import Control, Counters, Tallies, cells, realtime_at_monotonic_zero, wait_for_packets_under_way
 from .rules import RuleTries
 from .talkers import TalkerTable
 
@@ -258,6 +258,7 @@ class Datapath:
             links[name] = {"link_id": link, "program_id": program}
         return {
             "links": links,
+            "counting_since": realtime_at_monotonic_zero() + int(self.control.ledger["started"]) / 1e9,
             "talkers_capacity": self.talkers.capacity,
             "talkers_occupied": self.talkers.occupied(self.control.window),
             "prefixes_capacity": self.build.prefixes,
