@@ -33,7 +33,7 @@ PACKAGES = (
 """What the guest's system holds above debootstrap's smallest set."""
 
 MODULES = (
-    "8021q", "act_mirred", "bonding", "bridge", "cls_bpf", "cls_matchall", "dummy", "ifb", "inet_diag", "ipvlan", "macvlan", "nlmon",
+    "8021q", "act_mirred", "bonding", "bridge", "cls_bpf", "cls_matchall", "dummy", "ifb", "inet_diag", "ipip", "ipvlan", "macvlan", "nlmon",
     "sch_ingress", "sctp", "tcp_diag", "tun", "udp_diag", "veth", "virtio_net", "virtio_rng", "vxlan", "wireguard",
 )  # fmt: skip
 """Modules that the guest has, with those that they need. A kernel that has one built in is content."""
