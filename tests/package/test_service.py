@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
 from .machine import ATTACKER, PERMITTED, UNLISTED, VISITOR, Machine, wait_for
-from .traffic import accepts, datagrams
+from .traffic import accepts, datagrams, frame_to
 
 MANAGER = ("org.xdpmond1", "/org/xdpmond1", "org.xdpmond1.Manager")
 MAIN = "/etc/xdpmond/xdpmond.toml"
@@ -102,7 +103,7 @@ def test_an_unlisted_visitor_stands_in_the_journal_field_by_field(machine: Machi
 
     event = wait_for("the journal entry", found)
     assert {name: event[f"XDPMOND_{name}"] for name in EVENT_FIELDS} == {
-        "INTERFACE": "host0", "FAMILY": event["XDPMOND_FAMILY"], "SRC_IP": UNLISTED[4], "DST_IP": "10.77.0.1", "SRC_PORT": "40000",
+        "INTERFACE": "host0", "FAMILY": "ipv4", "SRC_IP": UNLISTED[4], "DST_IP": "10.77.0.1", "SRC_PORT": "40000",
         "DST_PORT": "7003", "PROTOCOL": "udp", "PROTOCOL_NUM": "17", "PACKET_SIZE": str(14 + 20 + 8 + 10), "ACTION": "LOG",
         "VERDICT": "log", "RULE": "default",
     }  # fmt: skip
@@ -115,7 +116,25 @@ def test_changes_of_policy_and_mode_stand_in_the_journal(machine: Machine) -> No
     machine.ctl("remove", "198.18.0.0/15")
     entries = wait_for("both entries", lambda: [e for e in machine.journal() if "198.18.0.0/15" in str(e.get("MESSAGE"))][1:])
     assert all(re.fullmatch("[0-9a-f]{32}", entry["MESSAGE_ID"]) for entry in entries)
-    assert [e for e in machine.journal() if "enforce" in str(e.get("MESSAGE")) and "MESSAGE_ID" in e]
+    cursor = machine.journal()[-1]["__CURSOR"]
+    for mode in ("monitor", "enforce"):
+        machine.ctl("mode", mode)
+        wait_for(f"{mode} in the journal", partial(found_after, machine, cursor, f"{mode} mode"))
+
+
+def found_after(machine: Machine, cursor: str, text: str) -> bool:
+    return any(text in str(entry.get("MESSAGE")) and "MESSAGE_ID" in entry for entry in machine.journal(f"--after-cursor={cursor}"))
+
+
+def test_the_journal_budget_holds_and_what_is_held_back_is_counted(machine: Machine) -> None:
+    before = machine.status()["losses"]["journal_held_back"]
+    frames = [frame_to(machine, UNLISTED[4], port) for port in range(20000, 20150)]
+    with machine.wire.raw() as raw:
+        for frame in frames:
+            raw.send(frame)
+    wait_for("90 of 150 events to be held back", lambda: machine.status()["losses"]["journal_held_back"] - before >= 90)
+    written = [e for e in machine.journal(f"XDPMOND_SRC_IP={UNLISTED[4]}") if 20000 <= int(e.get("XDPMOND_DST_PORT", 0)) < 20150]
+    assert len(written) <= 60
 
 
 @pytest.fixture

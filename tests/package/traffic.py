@@ -33,8 +33,7 @@ class Stream:
         self._thread = threading.Thread(target=self._send)
 
     def __enter__(self) -> Stream:
-        shown = self._machine.run("cat", "/sys/class/net/host0/address").stdout.strip()
-        self._frames = [(source, _frame(source, self._port, self._machine.wire.mac(), shown)) for source in self._sources]
+        self._frames = [(source, frame_to(self._machine, source, self._port)) for source in self._sources]
         self._raw = self._machine.wire.raw()
         self._inside = [self._machine.receiver(self._port, family) for family in (4, 6)]
         self._thread.start()
@@ -77,11 +76,16 @@ def _frame(source: str, port: int, source_mac: str, target_mac: str) -> bytes:
     return bytes(Ether(src=source_mac, dst=target_mac) / header / UDP(sport=40000, dport=port) / b"front door")
 
 
+def frame_to(machine: Machine, source: str, port: int) -> bytes:
+    """A datagram to the machine, as a whole frame."""
+    target = machine.run("cat", "/sys/class/net/host0/address").stdout.strip()
+    return _frame(source, port, machine.wire.mac(), target)
+
+
 def datagrams(machine: Machine, source: str, port: int, count: int) -> int:
     """Send so many datagrams from one source; how many got in."""
     family = 6 if ":" in source else 4
-    shown = machine.run("cat", "/sys/class/net/host0/address").stdout.strip()
-    frame = _frame(source, port, machine.wire.mac(), shown)
+    frame = frame_to(machine, source, port)
     with machine.wire.raw() as raw, machine.receiver(port, family) as inside:
         for _ in range(count):
             raw.send(frame)
