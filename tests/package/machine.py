@@ -120,7 +120,7 @@ class Machine:
     def __init__(self, copy: tree.Copy, tag: str):
         self.copy = copy
         self.tag = tag
-        self.wire = Wire(f"xm-pkg-{tag}")
+        self.wire = Wire(f"{tree.NAMESPACE}{tag}")
         self.console = copy.root.parent / "console.log"
         self._nspawn: subprocess.Popen[bytes] | None = None
         self.leader = 0

@@ -24,6 +24,9 @@ SUITE = "bookworm"
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDPMOND_CACHE", "/var/cache/xdpmond-dev"))
 
+NAMESPACE = "xm-pkg-"
+"""What the names of the machines' wires begin with; the number of the process follows."""
+
 SERVER = ("systemd-sysv", "dbus", "polkitd", "openssh-server", "sudo", "iproute2", "iputils-ping", "netcat-openbsd", "libglib2.0-bin")
 """The server, and the tools that the tests use inside it. The package needs none of them."""
 
@@ -134,7 +137,10 @@ class Copy:
 
 
 def sweep() -> None:
-    """Remove what a killed test run left: its overlay, if the process is gone whose number the directory carries."""
+    """Remove what killed test runs left: overlays and namespaces that carry the number of a process which is gone."""
+    for namespace in Path("/run/netns").glob(f"{NAMESPACE}*"):
+        if not Path("/proc", namespace.name.removeprefix(NAMESPACE).split("-")[0]).exists():
+            subprocess.run(["ip", "netns", "del", namespace.name], capture_output=True, check=False)
     for base in CACHE.glob("sessions/machine-*"):
         if not Path("/proc", base.name.split("-")[1]).exists():
             subprocess.run(["umount", "-l", str(base / "root")], capture_output=True, check=False)
