@@ -27,6 +27,8 @@ class Link(Protocol):
     def mtu(self) -> int: ...
     @property
     def up(self) -> bool: ...
+    @property
+    def carrier(self) -> bool: ...
 
 
 class Attachment(Protocol):
@@ -167,6 +169,8 @@ def _notes(attachment: Attachment, link: Link) -> tuple[str, ...]:
     notes = []
     if not link.up:
         notes.append("the interface is down")
+    elif not link.carrier:
+        notes.append("no carrier: nothing is connected at the other end")
     if attachment.mode is AttachMode.GENERIC:
         notes.append("generic mode: packets that GRO has merged count as one")
     if attachment.layer == "ip":

@@ -16,6 +16,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE, RTMGRP_LINK
 
 _AF_INET, _AF_INET6 = 2, 10
+_IFF_UP, _IFF_LOWER_UP = 1, 1 << 16
 _RT_TABLE_MAIN = 254
 _RTN_UNICAST = 1
 _SETTLE_SECONDS = 0.05  # a link that comes up sends a dozen notifications; one look is enough
@@ -30,6 +31,8 @@ class Link:
     arphrd: int
     mtu: int
     up: bool
+    carrier: bool
+    """Is there something at the other end? Meaningful while it is up."""
     kind: str
     """rtnetlink's kind: "veth", "vlan", "bridge", …; empty for hardware."""
 
@@ -55,8 +58,8 @@ class LinkWatch:
             name = message.get_attr("IFLA_IFNAME")
             info = message.get_attr("IFLA_LINKINFO")
             kind = info.get_attr("IFLA_INFO_KIND") if info else None
-            mtu = message.get_attr("IFLA_MTU") or 0
-            found[name] = Link(name, message["index"], message["ifi_type"], mtu, bool(message["flags"] & 1), kind or "")
+            mtu, flags = message.get_attr("IFLA_MTU") or 0, message["flags"]
+            found[name] = Link(name, message["index"], message["ifi_type"], mtu, bool(flags & _IFF_UP), bool(flags & _IFF_LOWER_UP), kind or "")
         return found
 
     def default_route(self, links: dict[str, Link]) -> str | None:
