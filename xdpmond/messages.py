@@ -127,7 +127,8 @@ def _sentence(event: PacketEvent) -> str:
     """For example `DROP 203.0.113.9:40312 -> 192.0.2.1:22 tcp, 60 bytes on eth0: denied by 203.0.113.0/24, 12 more like it before`."""
     source, destination = endpoint(event.src_ip, event.src_port), endpoint(event.dst_ip, event.dst_port)
     tag = "" if event.vlan is None else f" vlan {event.vlan}"
-    text = f"{_action(event)} {source} -> {destination} {protocol_name(event.protocol_num)}, {event.packet_size} bytes on {event.interface}{tag}"
+    way = f"{source} -> {destination} {protocol_name(event.protocol_num)}"
+    text = f"{_action(event)} {way}, {event.packet_size} bytes on {event.interface}{tag}"
     more = f", {event.suppressed:,} more like it before" if event.suppressed else ""
     return visible(f"{text}: {_judgement(event)}{more}")
 
