@@ -25,7 +25,7 @@ class Notifier:
 
     def _send(self, text: str, fds: list[int] | None = None) -> None:
         if self.present:
-            daemon.notify(text, False, 0, fds)
+            daemon.notify(text, False, 0, fds or [])
 
     def ready(self, status: str) -> None:
         self._send(f"READY=1\nSTATUS={_one_line(status)}")

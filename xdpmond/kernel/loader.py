@@ -29,9 +29,10 @@ _COMPILE_TIMEOUT = 60.0  # seconds; it takes one, and half a minute under emulat
 
 
 def source_directory() -> Path:
-    """Where the C sources are: $XDPMOND_BPF_DIR, else beside the package in a checkout, else installed."""
+    """Where the C sources are: $XDPMOND_BPF_DIR, else beside the package in a checkout, else installed by the package or in a venv."""
     named = os.environ.get("XDPMOND_BPF_DIR")
-    candidates = [Path(named)] if named else [Path(__file__).parents[2] / "bpf", Path("/usr/share/xdpmond/bpf")]
+    places = [Path(__file__).parents[2] / "bpf", Path("/usr/share/xdpmond/bpf"), Path(sys.prefix) / "share/xdpmond/bpf"]
+    candidates = [Path(named)] if named else places
     for candidate in candidates:
         if (candidate / "xdpmond.bpf.c").is_file():
             return candidate
