@@ -70,8 +70,9 @@ def test_an_event_has_the_fields_of_the_contract() -> None:
     assert list(fields) == FIELDS
     assert json.loads(json.dumps(fields)) == {
         "timestamp": 1700000000.25, "timestamp_iso": "2023-11-14T22:13:20.250000+00:00", "interface": "eth0", "vlan": None,
-        "family": "ipv4", "src_ip": "203.0.113.9", "dst_ip": "192.0.2.1", "src_port": 40312, "dst_port": 22, "protocol": "tcp", "protocol_num": 6,
-        "packet_size": 60, "action": "DROP", "verdict": "deny", "rule": "203.0.113.0/24", "suppressed": 1200, "flow_hash": 4294967295,
+        "family": "ipv4", "src_ip": "203.0.113.9", "dst_ip": "192.0.2.1", "src_port": 40312, "dst_port": 22, "protocol": "tcp",
+        "protocol_num": 6, "packet_size": 60, "action": "DROP", "verdict": "deny", "rule": "203.0.113.0/24",
+        "suppressed": 1200, "flow_hash": 4294967295,
     }  # fmt: skip
 
 
