@@ -29,7 +29,20 @@ from typing import Any, NamedTuple
 from tests.package.netns import open_socket, within
 from tests.system.busfixture import NOBODY, PrivateBus, end, run_as, wait_for
 
-__all__ = ["NOBODY", "Daemon", "Interrupted", "Lab", "Ping", "Space", "Witness", "interruptible", "laboratory", "wait_for", "within"]
+__all__ = [
+    "NOBODY",
+    "Daemon",
+    "Interrupted",
+    "Lab",
+    "Ping",
+    "Space",
+    "Witness",
+    "interruptible",
+    "laboratory",
+    "sweep",
+    "wait_for",
+    "within",
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
@@ -37,6 +50,7 @@ PREFIX = "xm-lab"
 _NETNS = Path("/run/netns")
 _ETH_P_ALL = 3
 _SO_RCVBUFFORCE = 33
+_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 _numbers = itertools.count()
 
 
@@ -148,9 +162,13 @@ class Space:
             raise AssertionError(f"ip in {self.name}: {done.stderr}")
 
     def sysctl(self, **settings: int) -> None:
-        """Settings of net.*, with `__` for a dot."""
-        pairs = [f"net.{name.replace('__', '.')}={value}" for name, value in settings.items()]
-        self.run("sysctl", "-q", *pairs)
+        """Settings of net.*, with two underscores for a dot."""
+
+        def write() -> None:
+            for name, value in settings.items():
+                Path("/proc/sys/net", *name.split("__")).write_text(str(value))
+
+        within(self.path, write)
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         return open_socket(self.path, family, kind, protocol)
@@ -238,6 +256,13 @@ class Daemon:
         return self.process.wait(20)
 
 
+class _Bus(PrivateBus):
+    """One that dies with us, even if we are killed."""
+
+    def _inside(self, command: list[str]) -> list[str]:
+        return [*_WITH_US, *super()._inside(command)]
+
+
 class Lab:
     """Use it by `laboratory()`."""
 
@@ -250,7 +275,7 @@ class Lab:
         self.directory.chmod(0o755)
         self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
         self._stack.callback(self._delete_spaces)
-        self.bus = bus or PrivateBus()
+        self.bus = bus or _Bus()
         self._stack.callback(self.bus.close)
         self._stack.callback(self._end_processes)
 
@@ -281,7 +306,7 @@ class Lab:
         """Start a program that ends with the laboratory. It does not get the terminal's Ctrl-C: we end it, in our order."""
         with log.open("a") as stream:
             process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", *command], stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, text=True,
+                [*_WITH_US, *command], stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, text=True,
                 start_new_session=True, env={**self.bus.environment, "PYTHONUNBUFFERED": "1", **(environment or {})},
             )  # fmt: skip
         self._processes.append(process)
@@ -343,12 +368,17 @@ class Lab:
 @contextlib.contextmanager
 def laboratory(**options: Any) -> Iterator[Lab]:
     sweep()
-    lab = Lab(**options)
+    lab: Lab | None = None
     try:
-        lab.bus.start()
+        with _later():
+            lab = Lab(**options)
+            lab.bus.start()
         yield lab
     finally:
-        lab.close()
+        while lab is not None:
+            with contextlib.suppress(Interrupted):
+                lab.close()
+                lab = None
 
 
 def sweep() -> None:
@@ -372,7 +402,7 @@ def _ip(*arguments: str, check: bool = True) -> None:
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Interrupted(BaseException):
+class Interrupted(KeyboardInterrupt):
     """A signal asked for the end."""
 
     def __init__(self, number: int):
@@ -389,6 +419,16 @@ def interruptible() -> Iterator[None]:
 
     with _handling(interrupt):
         yield
+
+
+@contextlib.contextmanager
+def _later() -> Iterator[None]:
+    """A signal that comes meanwhile is heeded at the end: what is being made is then known."""
+    came: list[int] = []
+    with _handling(lambda number, _: came.append(number)):
+        yield
+    if came:
+        signal.raise_signal(came[0])
 
 
 @contextlib.contextmanager
