@@ -108,7 +108,8 @@ class Demo:
         """Show a call of xdpmonctl. It writes to where we write, so that on a terminal it looks as it does there."""
         self.prompt(f"xdpmonctl {shlex.join(arguments)}")
         command = [sys.executable, "-m", "xdpmond.cli", "--bus", self.lab.bus.address, *arguments]
-        done = subprocess.run(command, env=self.lab.bus.environment, stderr=subprocess.STDOUT, check=False)
+        # A group of its own: Ctrl-C is for us.
+        done = subprocess.run(command, env=self.lab.bus.environment, stderr=subprocess.STDOUT, process_group=0, check=False)
         if status:
             print(f"[exit status {done.returncode}]", flush=True)
         if done.returncode != status:

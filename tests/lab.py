@@ -30,19 +30,8 @@ from tests.package.netns import open_socket, within
 from tests.system.busfixture import NOBODY, PrivateBus, end, run_as, wait_for
 
 __all__ = [
-    "NOBODY",
-    "Daemon",
-    "Interrupted",
-    "Lab",
-    "Ping",
-    "Space",
-    "Witness",
-    "interruptible",
-    "laboratory",
-    "sweep",
-    "wait_for",
-    "within",
-]
+    "NOBODY", "Daemon", "Interrupted", "Lab", "Ping", "Sent", "Space", "Witness", "interruptible", "laboratory", "sweep", "wait_for", "within",
+]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable

@@ -68,8 +68,8 @@ def test_the_demo_shows_the_main_job_and_removes_itself(run: Run) -> None:
     assert run.left() == []
     text = run.text
     for shown in ("$ xdpmonctl status", "$ xdpmonctl list", "$ xdpmonctl top", "$ xdpmonctl explain", "$ xdpmonctl events -f",
-                  "MONITOR  nothing is dropped", "ENFORCE  dropping", "0% packet loss", "100% packet loss", "permitted", "denied", "unlisted",
-                  "203.0.113.0/24", "2001:db8:bad::/48", "DROP deny", "xdpmond ends and detaches"):  # fmt: skip
+                  "MONITOR  nothing is dropped", "ENFORCE  dropping", "0% packet loss", "100% packet loss", "permitted", "denied",
+                  "unlisted", "203.0.113.0/24", "2001:db8:bad::/48", "DROP deny", "xdpmond ends and detaches"):  # fmt: skip
         assert shown in text
     assert "Traceback" not in text
 
