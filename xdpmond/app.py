@@ -248,7 +248,7 @@ class Daemon:
     def _of_bus(self, priority: int, text: str) -> None:
         """What the bus room has to say, by syslog priority: 4 and below is a problem, 5 a call that was refused."""
         kind = Message.BUS_PROBLEM if priority <= 4 else Message.CHANGE_REFUSED if priority == 5 else Message.BUS_CONNECTED
-        self.report(Record(kind, text))
+        self.report(Record(kind, text, priority=priority))
 
     # Tasks
 

@@ -71,7 +71,6 @@ class Tables:
 class Journal:
     """`[journal]`: what goes to journald."""
 
-    enable: bool = _setting(True, SWITCH, "Write events, changes and summaries to the journal.")
     events_per_minute: int = _setting(60, number(0, 100_000), """
         The most events written in a minute. On a public server every visitor makes one, and each takes more than a kilobyte.
         What is held back is counted in the summary.""")

@@ -75,7 +75,7 @@ def test_each_setting_can_be_set_and_arrives(tree):
         summary_interval = "0s"
         events = { interval = "5s", per_second = 7, ring_size = 65536 }
         tables = { talkers = 2048, prefixes = 4096, rule_counters = 1024 }
-        journal = { enable = false, events_per_minute = 0 }
+        journal = { events_per_minute = 0 }
         bus.enable = false
         [interfaces.eth1]
         attach = "native"
@@ -156,7 +156,7 @@ def test_man_has_no_complaint_and_shows_every_setting():
 
 
 def test_later_values_replace_and_entries_add_up(tree):
-    tree.write("vendor.toml", 'window = "5m"\n[journal]\nevents_per_minute = 1\nenable = false\n')
+    tree.write("vendor.toml", 'window = "5m"\n[journal]\nevents_per_minute = 1\n[bus]\nenable = false\n')
     main = tree.write("xdpmond.toml", 'window = "6m"\nallow = ["10.0.0.0/8"]\n[journal]\nevents_per_minute = 2\n')
     tree.write("xdpmond.toml.d/20-b.toml", 'window = "8m"\nallow = ["::1"]\n')
     ten = tree.write("xdpmond.toml.d/10-a.toml", 'window = "7m"\n\ndeny = [\n  { prefix = "10.1.0.0/16", reason = " why " },\n]\n')
@@ -164,7 +164,7 @@ def test_later_values_replace_and_entries_add_up(tree):
     tree.write("xdpmond.toml.d/.30-c.toml", "not TOML")
     config = tree.load()
     assert config.window == 480
-    assert (config.journal.events_per_minute, config.journal.enable) == (2, False)
+    assert (config.journal.events_per_minute, config.bus.enable) == (2, False)
     assert [str(e.prefix) for e in config.allow] == ["10.0.0.0/8", "::1/128"]
     assert [(e.reason, e.source, e.origin, e.expires) for e in config.deny] == [("why", f"{ten}:4", Origin.CONFIGURATION, None)]
     assert config.allow[0].source == f"{main}:2"
