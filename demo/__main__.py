@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from socket import AF_INET6, SO_REUSEADDR, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET, socket
 
-from tests.lab import Daemon, Interrupted, Lab, Space, interruptible, laboratory, wait_for
+from tests.lab import Daemon, Interrupted, Lab, Space, holds_pipe, interruptible, laboratory, wait_for
 
 PROGRAMS = {"ip": "iproute2", "ping": "iputils-ping", "nsenter": "util-linux", "setpriv": "util-linux", "dbus-daemon": "dbus"}
 MODULES = {"bcc": "python3-bpfcc", "dbus_next": "python3-dbus-next", "numpy": "python3-numpy", "pyroute2": "python3-pyroute2"}
@@ -119,9 +119,8 @@ class Demo:
         """`xdpmonctl events -f`, in the background."""
         command = [sys.executable, "-m", "xdpmond.cli", "--bus", self.lab.bus.address, "--no-legend", "events", "-f"]
         client = self.lab.spawn(command, self._stream)
-        descriptors = Path(f"/proc/{client.pid}/fd")
         # From the moment that it holds the pipe which the daemon hands out, no event passes it by.
-        wait_for(lambda: any(str(path.readlink()).startswith("pipe:") for path in descriptors.iterdir()), "the event stream")
+        wait_for(lambda: holds_pipe(client.pid), "the event stream")
 
     def events(self, *sources: Source, action: str) -> None:
         """Show what the event stream said since the last time, when each source stands in it with each protocol."""

@@ -30,7 +30,8 @@ from tests.package.netns import open_socket, within
 from tests.system.busfixture import NOBODY, PrivateBus, end, run_as, wait_for
 
 __all__ = [
-    "NOBODY", "Daemon", "Interrupted", "Lab", "Ping", "Sent", "Space", "Witness", "interruptible", "laboratory", "sweep", "wait_for", "within",
+    "NOBODY", "Daemon", "Interrupted", "Lab", "Ping", "Sent", "Space", "Witness", "holds_pipe", "interruptible", "laboratory", "sweep",
+    "wait_for", "within",
 ]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -368,6 +369,15 @@ def laboratory(**options: Any) -> Iterator[Lab]:
             with contextlib.suppress(Interrupted):
                 lab.close()
                 lab = None
+
+
+def holds_pipe(pid: int) -> bool:
+    """Has the process a pipe open? A client that follows events has one as soon as the daemon knows of it."""
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if os.readlink(path).startswith("pipe:"):
+                return True
+    return False
 
 
 def sweep() -> None:

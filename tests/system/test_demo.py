@@ -85,6 +85,7 @@ def test_the_demo_shows_the_main_job_and_removes_itself(run: Run) -> None:
 )
 def test_an_interrupted_demo_leaves_nothing(run: Run, moment: str, number: signal.Signals) -> None:
     wait_for(lambda: moment in run.text or run.process.poll() is not None, moment, 60)
+    assert run.process.poll() is None, run.text
     os.killpg(run.process.pid, number)  # as a terminal does: everybody in the foreground gets it
     assert run.process.wait(30) == 128 + number, run.text
     assert run.left() == []
