@@ -18,7 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench", description="Measure what xdpmond costs, beside its peers.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too, as a list of objects")
     parser.add_argument("--rounds", type=int, default=11, metavar="N", help="measurements that each median is of (%(default)d)")
-    parser.add_argument("--only", choices=SECTIONS, action="append", metavar="SECTION", help=f"one of {', '.join(SECTIONS)}; may be repeated")
+    parser.add_argument("--only", choices=SECTIONS, action="append", metavar="SECTION",
+                        help=f"one of {', '.join(SECTIONS)}; may be repeated")  # fmt: skip
     options = parser.parse_args(argv)
     if os.geteuid() != 0:
         print("bench: needs root, to load BPF programs and to make a network namespace", file=sys.stderr)

@@ -47,13 +47,34 @@ class Kind:
 
 _IPV4 = ("10.20.30.40", "203.0.113.9", "192.0.2.77")
 _IPV6 = ("fd00::20:40", "2001:db8:bad::9", "2001:db8:77::7")
-_LINK = {"src": "02:00:00:00:00:01", "dst": "02:00:00:00:00:02"}
+
+
+def _ethernet() -> Packet:
+    return Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+
+
+def _ipv4_udp(source: str) -> Packet:
+    return _ethernet() / IP(src=source, dst="10.0.0.1") / UDP(sport=5353, dport=9) / Raw(bytes(18))
+
+
+def _ipv4_tcp(source: str) -> Packet:
+    return _ethernet() / IP(src=source, dst="10.0.0.1") / TCP(sport=44321, dport=443, flags="A")
+
+
+def _vlan(source: str) -> Packet:
+    return _ethernet() / Dot1Q(vlan=7) / IP(src=source, dst="10.0.0.1") / TCP(sport=44321, dport=443, flags="A")
+
+
+def _ipv6_udp(source: str) -> Packet:
+    return _ethernet() / IPv6(src=source, dst="fd00::1") / UDP(sport=5353, dport=9) / Raw(bytes(18))
+
+
 KINDS = (
-    Kind("IPv4 UDP", lambda source: Ether(**_LINK) / IP(src=source, dst="10.0.0.1") / UDP(sport=5353, dport=9) / Raw(bytes(18)), *_IPV4),
-    Kind("IPv4 TCP", lambda source: Ether(**_LINK) / IP(src=source, dst="10.0.0.1") / TCP(sport=44321, dport=443, flags="A"), *_IPV4),
-    Kind("VLAN, IPv4 TCP", lambda source: Ether(**_LINK) / Dot1Q(vlan=7) / IP(src=source, dst="10.0.0.1") / TCP(sport=44321, dport=443), *_IPV4),
-    Kind("IPv6 UDP", lambda source: Ether(**_LINK) / IPv6(src=source, dst="fd00::1") / UDP(sport=5353, dport=9) / Raw(bytes(18)), *_IPV6),
-)  # fmt: skip
+    Kind("IPv4 UDP", _ipv4_udp, *_IPV4),
+    Kind("IPv4 TCP", _ipv4_tcp, *_IPV4),
+    Kind("VLAN, IPv4 TCP", _vlan, *_IPV4),
+    Kind("IPv6 UDP", _ipv6_udp, *_IPV6),
+)
 
 
 class _NoStore:
@@ -120,10 +141,13 @@ def _rows(datapath: Datapath, rounds: int) -> Iterable[Row]:
         for name, label in (("ip", "address features"), ("all", "all features")):
             for does in ("passes", "drops"):
                 yield Row(f"xdp-filter, {label}, {does} {kind.name} (reference: empty)", medians[f"{name} {does} {kind.name}"], "ns", empty)
-        for does, peer_does, goal in (("passes", "passes", _NOT_SLOWER), ("drops", "drops", _NOT_SLOWER), ("reports", "passes", None)):
-            source = {"passes": "permitted", "drops": "denied", "reports": "unlisted"}[does]
-            yield Row(f"xdpmond {does} {kind.name}, {source} (reference: xdp-filter, all features)", medians[f"ours {does} {kind.name}"], "ns",
-                      medians[f"all {peer_does} {kind.name}"], goal)  # fmt: skip
+        for does, source, peer_does, goal in (
+            ("passes", "permitted", "passes", _NOT_SLOWER),
+            ("drops", "denied", "drops", _NOT_SLOWER),
+            ("reports", "unlisted", "passes", None),
+        ):
+            name = f"xdpmond {does} {kind.name}, {source} (reference: xdp-filter, all features)"
+            yield Row(name, medians[f"ours {does} {kind.name}"], "ns", medians[f"all {peer_does} {kind.name}"], goal)
 
 
 def _check_books(datapath: Datapath, rounds: int) -> None:

@@ -23,6 +23,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from xdpmond.kernel import libbpf
+
 from .rows import Goal, Of, Row
 
 TITLE = "whole processes"
@@ -31,7 +33,7 @@ _READY_TIMEOUT = 60.0
 _CONFIG = """interface = "front"
 allow = ["127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1", "fc00::/7", "fe80::/10"]
 """
-_BUS_CONFIG = """<busconfig><type>session</type><listen>unix:path={}</listen><auth>EXTERNAL</auth>
+_BUS_CONFIG = """<busconfig><listen>unix:path={}</listen><auth>EXTERNAL</auth>
 <policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/><allow eavesdrop="false"/></policy></busconfig>
 """
 _MOST_DESCRIPTORS = 16  # in one message
@@ -48,11 +50,14 @@ def measure(rounds: int) -> Iterable[Row]:
                 cold.append(seconds)
                 memory.append(private_memory(daemon))
                 status.append(stage.status_call())
+                attached = manager.attached_programs()
                 # A crash: what the store holds is all that is left.
                 _kill(daemon)
                 daemon, seconds = stage.start_daemon(manager)
                 taken_over.append(seconds)
                 _kill(daemon)
+                if not attached or manager.attached_programs() != attached:
+                    raise AssertionError(f"program {attached} was attached, after the second start {manager.attached_programs()}")
     yield Row("daemon: start to READY, nothing kept", statistics.median(cold), "s", goal=Goal(2.0, Of.VALUE))
     yield Row("daemon: start to READY, from the descriptor store", statistics.median(taken_over), "s", goal=Goal(0.7, Of.VALUE))
     yield Row("daemon: private memory at rest", statistics.median(memory) / 1e6, "MB", goal=Goal(45, Of.VALUE))
@@ -95,6 +100,10 @@ class NotifySocket:
         self._socket.close()
         for _, fd in self.store:
             os.close(fd)
+
+    def attached_programs(self) -> set[int]:
+        """Ids of the programs on the stored links."""
+        return {libbpf.link_info(fd)[1] for name, fd in self.store if name.startswith("link-")}
 
     def drain(self) -> None:
         """Take what an earlier process left in the socket."""
@@ -171,7 +180,7 @@ def _spawn(command: list[str], environment: Mapping[str, str], descriptors: list
     """Start a process that has the descriptors as 3 and following."""
     parked = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _PARKED) for fd in descriptors]
     try:
-        actions = [(os.POSIX_SPAWN_DUP2, fd, 3 + number) for number, fd in enumerate(parked)]
+        actions: list[tuple] = [(os.POSIX_SPAWN_DUP2, fd, 3 + number) for number, fd in enumerate(parked)]
         actions.append((os.POSIX_SPAWN_OPEN, 2, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
         actions.append((os.POSIX_SPAWN_DUP2, 2, 1))
         return os.posix_spawnp(command[0], command, dict(environment), file_actions=actions)
@@ -199,7 +208,7 @@ def _stage() -> Iterator[_Stage]:
         (directory / "xdpmond.toml").write_text(_CONFIG)
         (directory / "bus.conf").write_text(_BUS_CONFIG.format(directory / "bus"))
         bus = subprocess.Popen(["dbus-daemon", "--nofork", "--print-address", f"--config-file={directory / 'bus.conf'}"],
-                               stdout=subprocess.PIPE, text=True)  # fmt: skip
+                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # fmt: skip
         undo.callback(bus.wait)
         undo.callback(bus.kill)
         assert bus.stdout is not None

@@ -59,8 +59,8 @@ class Row:
     def document(self) -> dict[str, Any]:
         ratio = None if self.ratio is None else round(self.ratio, 3)
         goal = self.goal.text(self.unit) if self.goal else None
-        return {"row": self.row, "value": round(self.value, 3), "unit": self.unit, "reference": self.reference, "ratio": ratio, "goal": goal,
-                "holds": self.holds}  # fmt: skip
+        return {"row": self.row, "value": round(self.value, 3), "unit": self.unit, "reference": self.reference, "ratio": ratio,
+                "goal": goal, "holds": self.holds}  # fmt: skip
 
 
 class Section(Protocol):

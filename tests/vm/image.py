@@ -27,14 +27,15 @@ KERNELS = {"6.1": "linux-image-cloud-amd64", "6.12": "linux-image-6.12-cloud-amd
 """Debian 12's kernels by version, with the package that depends on the newest build of each."""
 
 PACKAGES = (
-    "busybox-static", "ethtool", "gcc", "iproute2", "iputils-ping", "kmod", "libbpf1", "libc6-dev", "linux-libc-dev", "python3", "python3-bpfcc",
-    "python3-dbus-next", "python3-hypothesis", "python3-numpy", "python3-pyroute2", "python3-pytest", "python3-scapy", "python3-systemd",
+    "busybox-static", "ethtool", "gcc", "iproute2", "iputils-ping", "kmod", "libbpf1", "libc6-dev", "linux-libc-dev", "python3",
+    "python3-bpfcc", "python3-dbus-next", "python3-hypothesis", "python3-numpy", "python3-pyroute2", "python3-pytest", "python3-scapy",
+    "python3-systemd",
 )  # fmt: skip
 """What the guest's system holds above debootstrap's smallest set."""
 
 MODULES = (
-    "8021q", "act_mirred", "bonding", "bridge", "cls_bpf", "cls_matchall", "dummy", "ifb", "inet_diag", "ipip", "ipvlan", "macvlan", "nlmon",
-    "sch_ingress", "sctp", "tcp_diag", "tun", "udp_diag", "veth", "virtio_net", "virtio_rng", "vxlan", "wireguard",
+    "8021q", "act_mirred", "bonding", "bridge", "cls_bpf", "cls_matchall", "dummy", "ifb", "inet_diag", "ipip", "ipvlan", "macvlan",
+    "nlmon", "sch_ingress", "sctp", "tcp_diag", "tun", "udp_diag", "veth", "virtio_net", "virtio_rng", "vxlan", "wireguard",
 )  # fmt: skip
 """Modules that the guest has, with those that they need. A kernel that has one built in is content."""
 

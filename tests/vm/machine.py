@@ -23,6 +23,9 @@ from .image import FIRST_MODULES, Image
 
 _MEMORY_MIB = 2048
 _PROCESSORS = 4
+_CONSOLE_LINES = 120
+"""Shown of a machine that failed: a panic with its stack, and what came before it."""
+
 _LEFT_OUT = {".git", ".venv", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", "build", "dist", "node_modules"}
 
 
@@ -80,7 +83,8 @@ def _qemu_command(image: Image, initramfs: Path, work: Path) -> list[str]:
     # Hardware virtualisation is asked for only by name: where it is nested it may open, and then hang.
     accelerator = os.environ.get("XDPMOND_ACCEL", "tcg")
     accelerator_arguments = ["-accel", "tcg,thread=multi"] if accelerator == "tcg" else ["-accel", accelerator]
-    port = ["-device", "virtio-serial-pci", "-chardev", "stdio,id=output,signal=off", "-device", "virtserialport,chardev=output,name=output"]
+    port = ["-device", "virtio-serial-pci"]
+    port += ["-chardev", "stdio,id=output,signal=off", "-device", "virtserialport,chardev=output,name=output"]
     for name in ("report", "status"):
         port += ["-chardev", f"file,id={name},path={work / name}", "-device", f"virtserialport,chardev={name},name={name}"]
     return [
@@ -131,7 +135,7 @@ def _supervise(command: list[str], work: Path, timeout: float, boot_timeout: flo
 
 def _console(work: Path) -> str:
     text = _read(work / "console") + _read(work / "stderr")
-    return "\n".join(text.decode(errors="replace").splitlines()[-40:])
+    return "\n".join(text.decode(errors="replace").splitlines()[-_CONSOLE_LINES:])
 
 
 def _read(path: Path) -> bytes:

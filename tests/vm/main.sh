@@ -37,6 +37,7 @@ output=$(port output) report=$(port report) status=$(port status)
 {
     echo "guest: Linux $(uname -r), $(nproc) processors, up in $(cut -d' ' -f1 /proc/uptime) s"
     cd /project || exit 1
+    # shellcheck source=/dev/null
     . /vm/environment
     sh /vm/command </dev/null
     echo $? >/run/status

@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
 # The first process, in the initramfs: loads what the disk needs, mounts it, puts the modules and what this run brought onto it, and goes
 # on there with /vm/main.
 PATH=/bin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import subprocess
 from collections.abc import Callable, Iterator
@@ -9,11 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from pyroute2 import IPRoute
 
 from xdpmond.config import Config, Tables
 from xdpmond.kernel.datapath import NOTHING_KEPT, Datapath
-from xdpmond.kernel.links import Link
+from xdpmond.kernel.links import Link, LinkWatch
 from xdpmond.model import AttachMode, Count, Mode, Outcome, Prefix, ProtocolClass, Verdict
 
 PEER = "peer"
@@ -31,21 +31,16 @@ def on_peer(command: str) -> None:
 
 def ping(address: str, *, source: str, count: int = 3, size: int = 56) -> bool:
     """Ping from the peer; True if every packet was answered, False if none was."""
-    done = subprocess.run(
-        ["ip", "netns", "exec", PEER, "ping", "-n", "-c", str(count), "-i", "0.2", "-W", "2", "-M", "do", "-s", str(size), "-I", source, address],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-    )  # fmt: skip
+    command = f"ip netns exec {PEER} ping -n -c {count} -i 0.2 -W 2 -M do -s {size} -I {source} {address}"
+    done = subprocess.run(command.split(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     received = next((int(word.split()[0]) for word in done.stdout.split(", ") if word.endswith(" received")), None)
     assert received in (0, count), f"some packets were answered, some not:\n{done.stdout}"
     return received == count
 
 
 def find_link(name: str) -> Link:
-    with IPRoute() as netlink:
-        (message,) = netlink.link("get", ifname=name)
-    info = message.get_attr("IFLA_LINKINFO")
-    kind = info.get_attr("IFLA_INFO_KIND") if info else ""
-    return Link(name, message["index"], message["ifi_type"], message.get_attr("IFLA_MTU"), True, kind)
+    with contextlib.closing(LinkWatch()) as links:
+        return links.links()[name]
 
 
 Counts = dict[tuple[Outcome, ProtocolClass], Count]

@@ -1,0 +1,56 @@
+"""A benchmark's rows: what a goal says of them, how they are written, and that contestants take turns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.rows import Goal, Of, Row, interleaved, table, write_json
+
+
+@pytest.mark.parametrize(
+    ("row", "holds", "text"),
+    [
+        (Row("slower", 30, "ns", 20, Goal(1.2)), False, "≤ 1.2 ×"),
+        (Row("as fast", 24, "ns", 20, Goal(1.2)), True, "≤ 1.2 ×"),
+        (Row("no peer", 24, "ns", None, Goal(1.2)), None, "≤ 1.2 ×"),
+        (Row("more is better", 3, "Mpps", 4, Goal(0.75, at_least=True)), True, "≥ 0.75 ×"),
+        (Row("a bound of its own", 45.1, "MB", None, Goal(45, Of.VALUE)), False, "≤ 45 MB"),
+        (Row("for the reader", 5, "ns"), None, None),
+    ],
+)
+def test_goal(row: Row, holds: bool | None, text: str | None) -> None:
+    document = row.document()
+    assert list(document) == ["row", "value", "unit", "reference", "ratio", "goal", "holds"]
+    assert (document["holds"], document["goal"]) == (holds, text)
+
+
+def test_json_is_a_list_of_rows(tmp_path: Path) -> None:
+    write_json([Row("a", 30, "ns", 20, Goal(1.2)), Row("b", 1.23456, "s")], tmp_path / "rows.json")
+    assert json.loads((tmp_path / "rows.json").read_text()) == [
+        {"row": "a", "value": 30, "unit": "ns", "reference": 20, "ratio": 1.5, "goal": "≤ 1.2 ×", "holds": False},
+        {"row": "b", "value": 1.235, "unit": "s", "reference": None, "ratio": None, "goal": None, "holds": None},
+    ]
+
+
+def test_table_has_a_line_for_each_row_and_says_what_does_not_hold() -> None:
+    head, first, second = table([Row("slow", 30, "ns", 20, Goal(1.2)), Row("a much longer name", 7, "ns")]).splitlines()
+    assert head.split() == ["row", "value", "unit", "reference", "ratio", "goal", "holds"]
+    assert first.split() == ["slow", "30", "ns", "20", "1.50", "≤", "1.2", "×", "NO"]
+    assert second.split() == ["a", "much", "longer", "name", "7", "ns"]
+    assert head.index("unit") == first.index("ns") == second.index("ns")
+
+
+def test_contestants_take_turns_and_the_first_round_does_not_count() -> None:
+    order: list[str] = []
+    values = {"a": iter([100.0, 1.0, 9.0, 2.0]), "b": iter([100.0, 5.0, 5.0, 6.0])}
+
+    def contestant(name: str) -> float:
+        order.append(name)
+        return next(values[name])
+
+    medians = interleaved({"a": lambda: contestant("a"), "b": lambda: contestant("b")}, rounds=3)
+    assert medians == {"a": 2.0, "b": 5.0}
+    assert "".join(order) == "ab" * 4
