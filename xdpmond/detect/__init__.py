@@ -1,1 +1,0 @@
-"""Pure detection: windows and events in, alerts out."""
