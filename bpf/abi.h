@@ -53,7 +53,7 @@ enum xm_outcome {
 enum xm_anomaly {
 	XM_ANOMALY_SHORT_FRAME,     /* no whole link header: no source */
 	XM_ANOMALY_VLAN_DEPTH,      /* more than two VLAN tags: no source */
-	XM_ANOMALY_SHORT_IP,        /* an IP header cut before its addresses end: no source */
+	XM_ANOMALY_SHORT_IP,        /* an IP header cut short: no source, unless the source itself is whole */
 	XM_ANOMALY_IP_VERSION,      /* EtherType and version disagree: no source */
 	XM_ANOMALY_IP_LENGTH,       /* header or total length impossible: the source counts, the port does not */
 	XM_ANOMALY_EXTENSION_DEPTH, /* more extension headers than are followed */

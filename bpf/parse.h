@@ -105,7 +105,7 @@ static __always_inline int xm_parse_link(struct xm_cursor *c, struct xm_packet *
 static __always_inline int xm_parse_ipv4(struct xm_cursor *c, struct xm_packet *p)
 {
 	struct iphdr *ip = c->at;
-	if ((void *)(ip + 1) > c->end) {
+	if ((void *)&ip->daddr > c->end) {
 		xm_odd(c, XM_ANOMALY_SHORT_IP);
 		return -1;
 	}
@@ -117,9 +117,13 @@ static __always_inline int xm_parse_ipv4(struct xm_cursor *c, struct xm_packet *
 	p->source[0] = 0;
 	p->destination[0] = 0;
 	*(u32 *)&p->source[0] = ip->saddr;
-	*(u32 *)&p->destination[0] = ip->daddr;
 	p->protocol = ip->protocol;
 	p->hop_limit = ip->ttl;
+	if ((void *)(ip + 1) > c->end) {
+		xm_odd(c, XM_ANOMALY_SHORT_IP);
+		return -1;
+	}
+	*(u32 *)&p->destination[0] = ip->daddr;
 
 	u32 header = ip->ihl * 4U;
 	u32 total = bpf_ntohs(ip->tot_len);
@@ -194,7 +198,7 @@ static __always_inline int xm_parse_extensions(struct xm_cursor *c, struct xm_pa
 static __always_inline int xm_parse_ipv6(struct xm_cursor *c, struct xm_packet *p)
 {
 	struct ipv6hdr *ip = c->at;
-	if ((void *)(ip + 1) > c->end) {
+	if ((void *)&ip->daddr > c->end) {
 		xm_odd(c, XM_ANOMALY_SHORT_IP);
 		return -1;
 	}
@@ -204,9 +208,13 @@ static __always_inline int xm_parse_ipv6(struct xm_cursor *c, struct xm_packet *
 	}
 	p->family = XM_FAMILY_IPV6;
 	__builtin_memcpy(p->source, &ip->saddr, 16);
-	__builtin_memcpy(p->destination, &ip->daddr, 16);
 	p->hop_limit = ip->hop_limit;
 	p->protocol = ip->nexthdr;
+	if ((void *)(ip + 1) > c->end) {
+		xm_odd(c, XM_ANOMALY_SHORT_IP);
+		return -1;
+	}
+	__builtin_memcpy(p->destination, &ip->daddr, 16);
 	u32 payload = bpf_ntohs(ip->payload_len);
 	p->left = payload ? payload : XM_LEFT_UNKNOWN;
 	c->at = ip + 1;
