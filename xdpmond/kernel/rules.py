@@ -8,6 +8,7 @@ A prefix keeps its rule index, and with it its counters, for as long as it is in
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
@@ -28,6 +29,7 @@ class RuleTries:
         self._index: dict[Prefix, int] = {}
         self._prefix: dict[int, Prefix] = {}
         self._verdict: dict[Prefix, Verdict] = {}
+        # A heap: the lowest first, since only those below the number of counters have one.
         self._free: list[int] = []
         self._next = abi.RULE_DEFAULT + 1
 
@@ -47,7 +49,7 @@ class RuleTries:
         for prefix, (index, verdict) in active.items():
             self._remember(prefix, index, verdict)
         self._next = max(self._prefix, default=abi.RULE_DEFAULT) + 1
-        self._free = sorted(set(range(abi.RULE_DEFAULT + 1, self._next)) - set(self._prefix), reverse=True)
+        self._free = sorted(set(range(abi.RULE_DEFAULT + 1, self._next)) - set(self._prefix))
         self._counters.clear_rules(self._free)
         resting = self._tries[1 - self._control.policy_copy]
         stale = _read(resting)
@@ -64,7 +66,7 @@ class RuleTries:
         for prefix, verdict in set_.items():
             index = self._index.get(prefix)
             if index is None:
-                index = self._free.pop() if self._free else self._next
+                index = heapq.heappop(self._free) if self._free else self._next
                 self._next = max(self._next, index + 1)
             self._remember(prefix, index, verdict)
         resting = 1 - self._control.policy_copy
@@ -90,7 +92,8 @@ class RuleTries:
             del self._prefix[index], self._verdict[prefix]
             freed.append(index)
         self._counters.clear_rules(freed)
-        self._free.extend(freed)
+        for index in freed:
+            heapq.heappush(self._free, index)
 
     def _undo(self, trie: int, before: Mapping[Prefix, Verdict | None], removed: Iterable[Prefix]) -> None:
         new = [prefix for prefix, verdict in before.items() if verdict is None]
