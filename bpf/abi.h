@@ -90,12 +90,11 @@ struct xm_control {
 	u32 window;           /* number of the running window, from 1 */
 	u32 read_window;      /* the last closed window that the daemon has read; window - 1, but while it reads */
 	u32 policy;           /* 0 or 1: the trie that holds the policy */
-	u32 default_verdict;  /* enum xm_verdict */
+	u32 default_verdict[2]; /* enum xm_verdict, for each of the tries: switched with them */
 	u32 event_budget;     /* events a second and CPU */
 	u32 event_reserve;    /* of these, kept for sources already known */
 	u16 ephemeral_first;  /* ip_local_port_range */
 	u16 ephemeral_last;
-	u32 rule_cells;       /* elements of the map `rules` */
 	struct xm_slot slots[XM_MAX_SLOTS];
 };
 
@@ -114,7 +113,6 @@ struct xm_ledger {
 	u64 build;          /* identity of the loaded program: hash of its sources and options */
 	u64 started;        /* CLOCK_MONOTONIC ns at which the maps were made */
 	u64 window_started; /* CLOCK_MONOTONIC ns at which the running window began */
-	u64 journal_held_back;
 	struct xm_ledger_half half[2]; /* [window & 1]: the newer is the truth, the other is being written */
 };
 
@@ -127,7 +125,7 @@ struct xm_prefix {
 
 /* Value of the policy tries. */
 struct xm_rule {
-	u32 index;   /* from 1; where its packets are counted, if within control.rule_cells */
+	u32 index;   /* from 1; where its packets are counted, if the map `rules` reaches so far */
 	u32 verdict; /* enum xm_verdict */
 };
 
@@ -159,7 +157,6 @@ struct xm_tallies {
 	struct xm_count evicted;      /* counts of talkers that lost their entry before they were read */
 	struct xm_count untracked;    /* packets that found no entry */
 	u64 evictions;                /* entries replaced while they held unread counts */
-	u64 replacements;             /* entries replaced that held none */
 	u64 events_made;
 	u64 events_ring_full;
 	u64 events_over_budget;
@@ -169,7 +166,7 @@ struct xm_tallies {
 
 /* Per CPU, element 0 of the map `budget`. */
 struct xm_budget {
-	u32 second;   /* CLOCK_MONOTONIC ns >> 30 */
+	u32 second;   /* of CLOCK_MONOTONIC */
 	u32 spent;    /* events made in it */
 	u32 unknown;  /* of these, for sources not known before */
 	u32 pad;
@@ -211,12 +208,12 @@ struct xm_event {
 _Static_assert(sizeof(struct xm_count) == 16, "xm_count");
 _Static_assert(sizeof(struct xm_slot) == 8, "xm_slot");
 _Static_assert(sizeof(struct xm_control) == 200, "xm_control");
-_Static_assert(sizeof(struct xm_ledger) == 96, "xm_ledger");
+_Static_assert(sizeof(struct xm_ledger) == 88, "xm_ledger");
 _Static_assert(sizeof(struct xm_prefix) == 24, "xm_prefix");
 _Static_assert(sizeof(struct xm_rule) == 8, "xm_rule");
 _Static_assert(sizeof(struct xm_talker) == 64, "xm_talker fills a cache line");
 _Static_assert(sizeof(struct xm_set) == 256, "xm_set");
-_Static_assert(sizeof(struct xm_tallies) == 224, "xm_tallies");
+_Static_assert(sizeof(struct xm_tallies) == 216, "xm_tallies");
 _Static_assert(sizeof(struct xm_budget) == 16, "xm_budget");
 _Static_assert(sizeof(struct xm_sampler) == 32, "xm_sampler");
 _Static_assert(sizeof(struct xm_event) == 72, "xm_event");

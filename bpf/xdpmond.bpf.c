@@ -134,14 +134,10 @@ static __always_inline bool account_talker(const struct xm_control *ctl, const s
 		add(&tallies->untracked, size);
 		return false;
 	}
-	if (victim->family) {
-		if (victim->window == window && victim->packets[0]) {
-			tallies->evicted.packets += victim->packets[0];
-			tallies->evicted.bytes += victim->bytes[0];
-			tallies->evictions += 1;
-		} else {
-			tallies->replacements += 1;
-		}
+	if (victim->family && victim->window == window) {
+		tallies->evicted.packets += victim->packets[0];
+		tallies->evicted.bytes += victim->bytes[0];
+		tallies->evictions += 1;
 	}
 	u64 *key = (u64 *)victim;
 	victim->packets[1] = 0;
@@ -179,7 +175,7 @@ static __always_inline void sample_event(const struct xm_control *ctl, const str
 		__sync_fetch_and_add(&cell->suppressed, 1);
 		return;
 	}
-	u32 second = now_ns >> 30;
+	u32 second = now_ns / 1000000000;
 	if (b->second != second) {
 		b->second = second;
 		b->spent = 0;
@@ -236,19 +232,19 @@ static __always_inline void sample_event(const struct xm_control *ctl, const str
 }
 #endif
 
-/* The most specific prefix that covers the source, or none. */
-static __always_inline struct xm_rule *find_rule(const struct xm_control *ctl, const struct xm_packet *p)
+/* The most specific prefix that covers the source, or none, by the policy `copy`. */
+static __always_inline struct xm_rule *find_rule(const struct xm_packet *p, u32 copy)
 {
 	struct xm_prefix key = {};
 	key.length = 32 + (p->family == XM_FAMILY_IPV4 ? 32 : 128);
 	key.family = bpf_htonl(p->family);
 	__builtin_memcpy(key.address, p->source, 16);
-	return *(volatile u32 *)&ctl->policy ? policy_1.lookup(&key) : policy_0.lookup(&key);
+	return copy ? policy_1.lookup(&key) : policy_0.lookup(&key);
 }
 
-static __always_inline u8 decide(const struct xm_control *ctl, const struct xm_packet *p, const struct xm_rule *rule, bool enforce)
+static __always_inline u8 decide(const struct xm_packet *p, const struct xm_rule *rule, u32 default_verdict, bool enforce)
 {
-	u32 verdict = rule ? rule->verdict : ctl->default_verdict;
+	u32 verdict = rule ? rule->verdict : default_verdict;
 	if (verdict == XM_VERDICT_ALLOW)
 		return rule ? XM_ALLOWED : XM_DEFAULT_ALLOWED;
 	if (verdict == XM_VERDICT_LOG)
@@ -315,9 +311,10 @@ static __always_inline int handle(struct xdp_md *ctx, bool ethernet)
 
 	u8 outcome = XM_NO_SOURCE;
 	if (p->family) {
-		struct xm_rule *rule = find_rule(ctl, p);
+		u32 copy = *(volatile u32 *)&ctl->policy & 1;
+		struct xm_rule *rule = find_rule(p, copy);
 		u32 rule_index = rule ? rule->index : XM_RULE_DEFAULT;
-		outcome = decide(ctl, p, rule, enforce);
+		outcome = decide(p, rule, ctl->default_verdict[copy], enforce);
 		u64 now = bpf_ktime_get_coarse_ns();
 		add(&tally->sourced, size);
 		bool known = account_talker(ctl, p, tally, size, now >> XM_SEEN_SHIFT);

@@ -26,10 +26,10 @@ from .errors import KernelError, StateError, XdpmondError
 from .interfaces import Interfaces
 from .kernel.datapath import Datapath, Kept
 from .kernel.links import LinkWatch
+from .kernel.pump import EventPump
 from .kernel.sockets import ephemeral_ports, established_peers, port_flags
 from .messages import Message, Record, event_fields, packet_record
 from .model import Action, Caller, Mode
-from .kernel.pump import EventPump
 from .service import Ports, Service
 from .sinks.console import ConsoleSink
 from .sinks.journal import JournalSink
@@ -129,7 +129,8 @@ class Daemon:
         if self._options.interface:
             config = dataclasses.replace(config, interface=tuple(self._options.interface))
         if self._options.enforce:
-            config = dataclasses.replace(config, mode=Mode.ENFORCE)
+            interfaces = {name: dataclasses.replace(own, mode=None) for name, own in config.interfaces.items()}
+            config = dataclasses.replace(config, mode=Mode.ENFORCE, interfaces=interfaces)
         if self._options.no_bus:
             config = dataclasses.replace(config, bus=dataclasses.replace(config.bus, enable=False))
         return config
@@ -189,7 +190,7 @@ class Daemon:
     def _farewell(self) -> str:
         if self._notifier.present:
             return "xdpmond ends; the program stays attached until the service is stopped"
-        return "xdpmond ends and detaches"
+        return "xdpmond ends and detaches" if self._datapath.attachments else "xdpmond ends"
 
     async def _start(self, kept: Kept) -> None:
         """Policy first, then interfaces: no packet meets an empty policy."""
@@ -205,8 +206,9 @@ class Daemon:
         service.window_began = await self._in_kernel_thread(self._read_totals)
         service.tracked_closed = datapath.control.tracked
         if datapath.took_over:
-            self.report(Record(Message.TOOK_OVER, f"went on with what the last run left: {len(kept.links)} links, {len(datapath.rules)} rules",
-                               {"links": len(kept.links), "rules": len(datapath.rules)}))  # fmt: skip
+            links, rules = len(kept.links), len(datapath.rules)
+            text = f"went on with what the last run left: {links} links, {rules} rules"
+            self.report(Record(Message.TOOK_OVER, text, {"links": links, "rules": rules}))
         if replaced:
             self.report(
                 Record(Message.PROGRAM_REPLACED, f"put a new program in place on {', '.join(replaced)}", {"interfaces": " ".join(replaced)})
@@ -361,4 +363,5 @@ class Daemon:
         ]
         others = [f"{state.name} {state.state}" for state in self._interfaces.states if state.state != "attached"]
         watched = f"watching {', '.join(attached)}" if attached else "watching nothing"
-        return "; ".join([watched, *others, f"{len(service.policy)} entries, default {service.default}"])
+        entries = "1 entry" if len(service.policy) == 1 else f"{len(service.policy)} entries"
+        return "; ".join([watched, *others, f"{entries}, default {service.default}"])

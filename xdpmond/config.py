@@ -46,18 +46,21 @@ class Interface:
 class Events:
     """`[events]`: samples of packets, for the journal and for whoever follows."""
 
+    enable: bool = _setting(True, SWITCH, """
+        Make samples of packets of denied and unlisted sources. If not, the program has no instruction for it; totals, talkers and
+        summaries are there all the same. A change takes effect at the next start.""")
     interval: float = _setting(60.0, duration(1, 3600), """
         The first packet of a source on a port makes an event. More of the same make none for this long; the next event says how many
         there were.""")
     per_second: int = _setting(1000, number(1, 1_000_000), """
         The most events that a CPU makes in a second, whatever arrives. What is held back is counted, and shown in the status.""")
     ring_size: int = _setting(262144, number(65536, 67108864, power_of_two=True), """
-        Bytes of the buffer in which events wait for the daemon.""")
+        Bytes of the buffer in which events wait for the daemon. A change takes effect at the next start.""")
 
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """`[tables]`: the sizes of the tables in the kernel. A change takes effect after a stop and a start."""
+    """`[tables]`: the sizes of the tables in the kernel. A change takes effect at the next start."""
 
     talkers: int = _setting(65536, number(1024, 4194304, power_of_two=True), """
         Entries of the table of talkers, one for each source and port seen in a window, for each possible CPU. When it is full

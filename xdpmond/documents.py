@@ -11,7 +11,8 @@ from .config import Config
 from .interfaces import InterfaceState
 from .model import Count, Entry, Family, Mode, Origin, Outcome, Verdict, protocol_name
 from .policy import Policy
-from .rows import count_of, talker as to_talker, unique_sources
+from .rows import count_of, unique_sources
+from .rows import talker as to_talker
 from .windows import Totals, Window, by_family, by_protocol
 
 Json = dict[str, Any]
@@ -205,8 +206,8 @@ def restart_notes(old: Config, new: Config) -> list[str]:
     notes = []
     if old.tables != new.tables:
         notes.append("[tables] takes effect at the next start")
-    if old.events.ring_size != new.events.ring_size:
-        notes.append("events.ring_size takes effect at the next start")
+    if (old.events.enable, old.events.ring_size) != (new.events.enable, new.events.ring_size):
+        notes.append("events.enable and events.ring_size take effect at the next start")
     if old.bus != new.bus:
         notes.append("[bus] takes effect at the next start")
     return notes

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import re
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .errors import PrefixError
 
@@ -361,24 +361,10 @@ class PacketEvent:
     flow_hash: int
 
 
-@dataclass(frozen=True, slots=True)
-class Losses:
-    """What each stage did not keep, since the maps were made. All in events but where the name says otherwise."""
-
-    ring_full: int = 0
-    """Events lost because the ring was full."""
-    over_budget: int = 0
-    """Events not made because the per-CPU budget was spent."""
-    merged: int = 0
-    """Suppressed packets whose sampler cell went to another source before they could be reported."""
-    queue_full: dict[str, int] = field(default_factory=dict)
-    """By sink: items lost because its queue was full."""
-    journal_held_back: int = 0
-    """Entries kept from the journal by `events_per_minute`."""
-
-
-PROTOCOL_NAMES = {1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 41: "ipv6", 47: "gre", 50: "esp", 51: "ah", 58: "icmpv6", 89: "ospf", 103: "pim",
-                  112: "vrrp", 132: "sctp"}  # fmt: skip
+PROTOCOL_NAMES = {
+    1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 41: "ipv6", 47: "gre", 50: "esp", 51: "ah", 58: "icmpv6", 89: "ospf", 103: "pim",
+    112: "vrrp", 132: "sctp",
+}  # fmt: skip
 """IANA protocol numbers to the names used in output; others are shown by number."""
 
 

@@ -15,8 +15,8 @@ ROW = np.dtype(
         ("first_seen", "f8"), ("last_seen", "f8"),
     ]
 )  # fmt: skip
-"""`family` is the number of a model.Family; IPv4 fills the first 4 bytes of `source`; `port` 0: none, or unreadable; times are seconds since
-the epoch."""
+"""`family` is the number of a model.Family; IPv4 fills the first 4 bytes of `source`; `port` 0: none, or unreadable; times are seconds
+since the epoch."""
 
 NO_ROWS = np.zeros(0, ROW)
 

@@ -41,7 +41,7 @@ _PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
 class Kernel(Protocol):
     """What the use-cases need of the packet path."""
 
-    def apply_policy(self, set_: Mapping[Prefix, Verdict], delete: Iterable[Prefix]) -> None: ...
+    def apply_policy(self, set_: Mapping[Prefix, Verdict], delete: Iterable[Prefix], default: Verdict) -> None: ...
     def rule_counts(self) -> dict[Prefix, Count]: ...
     def totals(self) -> list[Total]: ...
     def tallies(self) -> Any: ...
@@ -136,8 +136,7 @@ class Service:
         wanted = {prefix: entry.verdict for prefix, entry in self._policy.effective().items()}
         set_ = {prefix: verdict for prefix, verdict in wanted.items() if current.get(prefix) is not verdict}
         delete = [prefix for prefix in current if prefix not in wanted]
-        if set_ or delete:
-            await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, set_, delete)
+        await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, set_, delete, self._config.default)
 
     async def expire(self) -> None:
         """Remove entries whose time is over, as it comes. Ends by cancellation."""
@@ -283,7 +282,7 @@ class Service:
         """Make the policy hold: in the kernel, then here, then on disk. Returns notes for the caller."""
         set_, delete = difference(self._policy, policy)
         if set_ or delete:
-            await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, set_, delete)
+            await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, set_, delete, self._config.default)
         self._policy = policy
         self._expiry_changed.set()
         return await self._save()
@@ -392,8 +391,7 @@ class Service:
                 raise
             notes = documents.restart_notes(self._config, config)
             set_, delete = difference(self._policy, policy)
-            if set_ or delete:
-                await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, set_, delete)
+            await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, set_, delete, config.default)
             self._policy, self._config = policy, config
             await self._ports.in_kernel_thread(self._ports.kernel.configure, config)
             await self._ports.reconcile()

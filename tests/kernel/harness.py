@@ -65,7 +65,6 @@ class Harness:
         self.rules = self.new_rules()
         self.talkers = TalkerTable(maps["talkers"], cpus=build.cpus, sets=build.sets)
         self.ring = EventRing(maps["events"]) if build.ring_pages else None
-        self.control.set_rule_cells(build.rule_cells)
         self.control.set_ephemeral(32768, 60999)
         self.slot = self.control.take_slot(LOOPBACK, enforce=False)
         self.reset()

@@ -73,7 +73,7 @@ def test_each_setting_can_be_set_and_arrives(tree):
         force_default_deny = true
         window = "2m"
         summary_interval = "0s"
-        events = { interval = "5s", per_second = 7, ring_size = 65536 }
+        events = { enable = false, interval = "5s", per_second = 7, ring_size = 65536 }
         tables = { talkers = 2048, prefixes = 4096, rule_counters = 1024 }
         journal = { events_per_minute = 0 }
         bus.enable = false

@@ -50,18 +50,45 @@ class Service(Protocol):
     def entry_count(self) -> int: ...
 
     async def status(self) -> Json: ...
-    async def change(self, verdict: Verdict, prefixes: Sequence[str], *, caller: Caller, seconds: float | None = None, reason: str = "",
-                     force: bool = False, extra_peers: Sequence[str] = ()) -> Json: ...  # fmt: skip
-    async def change_from_file(self, verdict: Verdict, fd: int, *, caller: Caller, seconds: float | None = None, reason: str = "",
-                               force: bool = False, extra_peers: Sequence[str] = ()) -> Json: ...  # fmt: skip
+    async def change(
+        self,
+        verdict: Verdict,
+        prefixes: Sequence[str],
+        *,
+        caller: Caller,
+        seconds: float | None = None,
+        reason: str = "",
+        force: bool = False,
+        extra_peers: Sequence[str] = (),
+    ) -> Json: ...  # fmt: skip
+    async def change_from_file(
+        self,
+        verdict: Verdict,
+        fd: int,
+        *,
+        caller: Caller,
+        seconds: float | None = None,
+        reason: str = "",
+        force: bool = False,
+        extra_peers: Sequence[str] = (),
+    ) -> Json: ...  # fmt: skip
     async def remove(self, prefixes: Sequence[str], *, caller: Caller, force: bool = False, extra_peers: Sequence[str] = ()) -> Json: ...
     async def entries(self) -> Iterable[Json]: ...
     async def explain(self, address: str) -> Json: ...
-    async def set_mode(self, mode: str, *, caller: Caller, interface: str = "", force: bool = False, confirm: float | None = None,
-                       extra_peers: Sequence[str] = ()) -> Json: ...  # fmt: skip
+    async def set_mode(
+        self,
+        mode: str,
+        *,
+        caller: Caller,
+        interface: str = "",
+        force: bool = False,
+        confirm: float | None = None,
+        extra_peers: Sequence[str] = (),
+    ) -> Json: ...  # fmt: skip
     async def confirm(self, *, caller: Caller) -> Json: ...
-    async def top(self, *, by: str = "bytes", limit: int = 20, port: int | None = None, protocol: str | None = None,
-                  interval: bool = False) -> Iterable[Json]: ...  # fmt: skip
+    async def top(
+        self, *, by: str = "bytes", limit: int = 20, port: int | None = None, protocol: str | None = None, interval: bool = False
+    ) -> Iterable[Json]: ...  # fmt: skip
     async def reload(self, *, caller: Caller) -> Json: ...
     async def recent_events(self, limit: int) -> Iterable[Json]: ...
     def follow_events(self) -> EventFeed: ...

@@ -49,8 +49,17 @@ _WHAT = {READ: "see this", MANAGE_POLICY: "change the policy", SET_MODE: "change
 class Bus(Protocol):
     """What the authority needs of a connection."""
 
-    async def call(self, destination: str, path: str, interface: str, member: str, signature: str = "", body: Sequence[Any] = (), *,
-                   timeout: float | None = 25.0) -> list[Any]: ...  # fmt: skip
+    async def call(
+        self,
+        destination: str,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        body: Sequence[Any] = (),
+        *,
+        timeout: float | None = 25.0,
+    ) -> list[Any]: ...  # fmt: skip
 
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> int: ...
 

@@ -56,8 +56,8 @@ COUNT = np.dtype([("packets", "u8"), ("bytes", "u8")])
 SLOT = np.dtype([("ifindex", "u4"), ("enforce", "u1"), ("number", "u1"), ("pad", "u1", 2)])
 CONTROL = np.dtype(
     [
-        ("seed", "u8", 4), ("event_interval", "u8"), ("window", "u4"), ("read_window", "u4"), ("policy", "u4"), ("default_verdict", "u4"),
-        ("event_budget", "u4"), ("event_reserve", "u4"), ("ephemeral_first", "u2"), ("ephemeral_last", "u2"), ("rule_cells", "u4"),
+        ("seed", "u8", 4), ("event_interval", "u8"), ("window", "u4"), ("read_window", "u4"), ("policy", "u4"),
+        ("default_verdict", "u4", 2), ("event_budget", "u4"), ("event_reserve", "u4"), ("ephemeral_first", "u2"), ("ephemeral_last", "u2"),
         ("slots", SLOT, MAX_SLOTS),
     ]
 )  # fmt: skip
@@ -65,7 +65,7 @@ LEDGER_HALF = np.dtype([("packets", "u8"), ("bytes", "u8"), ("window", "u4"), ("
 LEDGER = np.dtype(
     [
         ("abi_version", "u4"), ("cpus", "u4"), ("sets", "u4"), ("generation", "u4"), ("build", "u8"), ("started", "u8"),
-        ("window_started", "u8"), ("journal_held_back", "u8"), ("half", LEDGER_HALF, 2),
+        ("window_started", "u8"), ("half", LEDGER_HALF, 2),
     ]
 )  # fmt: skip
 PREFIX = np.dtype([("length", "u4"), ("family", ">u4"), ("address", "u1", 16)])
@@ -79,7 +79,7 @@ TALKER = np.dtype(
 SET = np.dtype([("way", TALKER, WAYS)])
 TALLIES = np.dtype(
     [
-        ("sourced", COUNT), ("evicted", COUNT), ("untracked", COUNT), ("evictions", "u8"), ("replacements", "u8"), ("events_made", "u8"),
+        ("sourced", COUNT), ("evicted", COUNT), ("untracked", COUNT), ("evictions", "u8"), ("events_made", "u8"),
         ("events_ring_full", "u8"), ("events_over_budget", "u8"), ("events_merged", "u8"), ("anomaly", "u8", ANOMALIES),
     ]
 )  # fmt: skip

@@ -47,8 +47,10 @@ def refuse_foreign(name: str, ifindex: int) -> None:
     state = libbpf.query_xdp(ifindex)
     for mode, program in (("native", state.native), ("generic", state.generic), ("offloaded", state.offloaded)):
         if program:
-            raise ForeignProgramError(f"{name} already has an XDP program: id {program}, {mode} mode; it is not replaced",
-                                      hint=f"see 'bpftool prog show id {program}' and 'bpftool link', or 'ip link show dev {name}'")  # fmt: skip
+            raise ForeignProgramError(
+                f"{name} already has an XDP program: id {program}, {mode} mode; it is not replaced",
+                hint=f"see 'bpftool prog show id {program}' and 'bpftool link', or 'ip link show dev {name}'",
+            )
 
 
 def attach(program: int, name: str, ifindex: int, wanted: AttachMode) -> Attached:

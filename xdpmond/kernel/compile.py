@@ -55,16 +55,15 @@ def _compile(request: dict, kept: dict[str, int]) -> tuple[dict, list[int]]:
             module = BPF(text=(directory / request["source"]).read_text(), cflags=flags + request["defines"])
         except Exception as error:  # bcc raises bare Exception; clang has written its reasons to our standard error
             raise KernelError(f"the packet path does not compile: {error}") from None
-        maps, replace = {}, {}
-        for name in request["maps"]:
-            fresh = module[name].map_fd
-            same = name in kept and libbpf.map_info(kept[name]) == libbpf.map_info(fresh)
-            maps[name] = kept[name] if same else fresh
-            replace[fresh] = maps[name]
+        fresh = {name: module[name].map_fd for name in request["maps"]}
+        same = {name for name, fd in fresh.items() if name in kept and libbpf.map_info(kept[name]) == libbpf.map_info(fd)}
+        for group in request["together"]:
+            same -= set() if same.issuperset(group) else set(group)
+        maps = {name: kept[name] if name in same else fd for name, fd in fresh.items()}
+        replace = {fresh[name]: maps[name] for name in fresh}
         frags = "-DXM_FRAGS" in request["defines"]
         programs = [libbpf.load_xdp(_reuse_maps(module.dump_func(name), replace), name, frags=frags) for name in request["programs"]]
-        reused = [name for name in maps if maps[name] == kept.get(name)]
-        return {"reused": reused}, programs + list(maps.values())
+        return {"reused": sorted(same)}, programs + list(maps.values())
 
 
 def main() -> int:

@@ -98,6 +98,9 @@ class Datapath:
     def open(cls, config: Config, kept: Kept, store: Store) -> Datapath:
         """Go on with what was kept if it is the same program; else load a new one, which takes over the maps whose layout is unchanged
         and is then put in the place of the old one by updating its links."""
+        if os.uname().machine != "x86_64":
+            # kernel/talkers.py reads what another CPU writes, and counts on seeing its stores in their order.
+            raise KernelError(f"xdpmond runs on x86-64 so far; this machine is {os.uname().machine}")
         build = loader.Build.of(config)
         identity = build.identity(loader.source_directory())
         usable = dict(kept.maps) if _same_abi(kept.maps) else {}
@@ -120,9 +123,7 @@ class Datapath:
 
     def configure(self, config: Config) -> None:
         """What of the configuration the packet path reads while it runs."""
-        self.control.set_default(config.default)
         self.control.set_events(config.events.interval, config.events.per_second)
-        self.control.set_rule_cells(self.build.rule_cells)
 
     # Links
 
@@ -207,8 +208,8 @@ class Datapath:
 
     # Policy
 
-    def apply_policy(self, set_: Mapping[Prefix, Verdict], delete: Iterable[Prefix]) -> None:
-        self.rules.apply(set_, delete)
+    def apply_policy(self, set_: Mapping[Prefix, Verdict], delete: Iterable[Prefix], default: Verdict) -> None:
+        self.rules.apply(set_, delete, default)
 
     def rule_counts(self) -> dict[Prefix, Count]:
         """Packets and bytes of each rule that has a counter."""

@@ -59,7 +59,9 @@ class LinkWatch:
             info = message.get_attr("IFLA_LINKINFO")
             kind = info.get_attr("IFLA_INFO_KIND") if info else None
             mtu, flags = message.get_attr("IFLA_MTU") or 0, message["flags"]
-            found[name] = Link(name, message["index"], message["ifi_type"], mtu, bool(flags & _IFF_UP), bool(flags & _IFF_LOWER_UP), kind or "")
+            found[name] = Link(
+                name, message["index"], message["ifi_type"], mtu, bool(flags & _IFF_UP), bool(flags & _IFF_LOWER_UP), kind or ""
+            )
         return found
 
     def default_route(self, links: dict[str, Link]) -> str | None:

@@ -25,6 +25,8 @@ PROGRAMS = ("xdpmond", "xdpmond_ip")
 
 _ALWAYS = ("control", "ledger", "talkers", "ports", "policy_0", "policy_1", "totals", "rules", "tallies", "packet")
 _WITH_EVENTS = ("budget", "sampler", "events")
+_TOGETHER = (("policy_0", "policy_1", "rules"),)
+"""Maps that are kept all or none: a rule's counter is found by an index that the tries hold."""
 _COMPILE_TIMEOUT = 60.0  # seconds; it takes one, and half a minute under emulation
 
 
@@ -59,7 +61,7 @@ class Build:
             sets=config.tables.talkers // abi.WAYS,
             prefixes=config.tables.prefixes,
             rule_cells=config.tables.rule_counters,
-            ring_pages=config.events.ring_size // 4096,
+            ring_pages=config.events.ring_size // 4096 if config.events.enable else 0,
             frags=libbpf.has_frags(),
         )
 
@@ -112,7 +114,7 @@ def load(build: Build, kept: dict[str, int] | None = None) -> Loaded:
     directory = source_directory()
     request = {
         "directory": str(directory), "source": "xdpmond.bpf.c", "defines": build.defines, "maps": build.maps, "programs": PROGRAMS,
-        "kept": list(kept),
+        "kept": list(kept), "together": _TOGETHER,
     }  # fmt: skip
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # The child finds this package where we found it, installed or not.

@@ -37,7 +37,7 @@ def map_memory(map_fd: int, size: int, *, write: bool) -> mmap.mmap:
 
 
 _MEMBARRIER_CMD_GLOBAL = 1
-_SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
+_SYS_MEMBARRIER = {"x86_64": 324}
 
 
 def wait_for_packets_under_way() -> None:
@@ -136,8 +136,13 @@ class Control:
     def policy_copy(self) -> int:
         return int(self.block["policy"])
 
-    def set_default(self, verdict: Verdict) -> None:
-        self.block["default_verdict"] = VERDICT_TO_ABI[verdict]
+    def default_of(self, copy: int) -> Verdict:
+        return VERDICT_FROM_ABI[int(self.block["default_verdict"][copy])]
+
+    def set_default(self, verdict: Verdict, copy: int | None = None) -> None:
+        """The verdict on sources that no entry covers: of one copy of the policy, or of both."""
+        for each in (0, 1) if copy is None else (copy,):
+            self.block["default_verdict"][each] = VERDICT_TO_ABI[verdict]
 
     def set_events(self, interval: float, per_second: int) -> None:
         self.block["event_interval"] = int(interval * 1e9)
@@ -146,9 +151,6 @@ class Control:
 
     def set_ephemeral(self, first: int, last: int) -> None:
         self.block["ephemeral_first"], self.block["ephemeral_last"] = first, last
-
-    def set_rule_cells(self, cells: int) -> None:
-        self.block["rule_cells"] = cells
 
     def set_ports(self, flags: Mapping[int, int]) -> None:
         """Flags by port (abi.PORT_*); all others become 0. Port by port, since the packet path reads meanwhile."""

@@ -58,9 +58,9 @@ class RuleTries:
     def current(self) -> dict[Prefix, Verdict]:
         return dict(self._verdict)
 
-    def apply(self, set_: Mapping[Prefix, Verdict], delete: Iterable[Prefix]) -> None:
-        """Change the policy as a whole. Raises KernelError with the policy as it was. Takes two grace periods at most: call it in a
-        thread."""
+    def apply(self, set_: Mapping[Prefix, Verdict], delete: Iterable[Prefix], default: Verdict | None = None) -> None:
+        """Change the policy as a whole, and with it the default's verdict, if one is given. Raises KernelError with the policy as it
+        was. Takes two grace periods at most: call it in a thread."""
         removed = [prefix for prefix in delete if prefix in self._index]
         before = {prefix: self._verdict.get(prefix) for prefix in set_}
         for prefix, verdict in set_.items():
@@ -75,8 +75,11 @@ class RuleTries:
         except Exception:
             self._undo(resting, before, removed)
             raise
+        default = default or self._control.default_of(1 - resting)
+        self._control.set_default(default, resting)
         self._control.set_policy_copy(resting)
         self._grace()
+        self._control.set_default(default, 1 - resting)
         self._write(self._tries[1 - resting], set_=set_.keys(), delete=removed)
         self._forget(removed)
 
