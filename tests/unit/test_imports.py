@@ -29,7 +29,7 @@ ROOMS = {
     "kernel": VALUES | {"config", "rows"},
     "windows": VALUES | {"config", "rows"},
     "detect": VALUES | {"config", "rows"},
-    "messages": VALUES | {"rows"},
+    "messages": {"model"},
     "interfaces": VALUES | {"config", "messages"},
     "modes": VALUES | {"config"},
     "feeds": set(),
