@@ -18,11 +18,11 @@ import numpy as np
 
 from xdpmond.kernel import abi, libbpf, loader
 from xdpmond.kernel.events import EventRing
-from xdpmond.kernel.maps import Control, Counters, cells, wait_for_packets_under_way
+from xdpmond.kernel.maps import Control, Counters, cells, map_memory, wait_for_packets_under_way
 from xdpmond.kernel.rules import RuleTries
 from xdpmond.kernel.talkers import TalkerTable
 from xdpmond.model import Count, Family, Outcome, Prefix, ProtocolClass, Verdict
-from xdpmond.rows import count_of
+from xdpmond.rows import count_of, merge, talker
 
 LOOPBACK = 1
 EXAMPLES = int(os.environ.get("XDPMOND_TEST_EXAMPLES", "200"))
@@ -128,6 +128,11 @@ class Harness:
     def running(self) -> np.ndarray:
         return self.talkers.read_running(self.control.window)
 
+    def talker_memory(self) -> np.ndarray:
+        """The talker table, to write to."""
+        memory = map_memory(self.loaded.maps["talkers"], self.build.cpus * self.build.sets * abi.SET.itemsize, write=True)
+        return np.frombuffer(memory, abi.TALKER, self.talkers.capacity)
+
     def close_window(self) -> np.ndarray:
         """End a window as the daemon does; its rows."""
         closed = self.control.close_window()
@@ -196,8 +201,6 @@ class Guns:
 
 def by_key(rows: np.ndarray) -> Mapping[tuple[str, int, int], tuple[int, int, int]]:
     """Packets, bytes and SYNs of each (source, protocol, port), summed over the CPUs."""
-    from xdpmond.rows import merge, talker
-
     found = {}
     for row in merge(rows):
         value = talker(row)

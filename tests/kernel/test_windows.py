@@ -1,0 +1,212 @@
+"""Windows of talkers in a table with room for all: each packet is in exactly one window, whatever happens around its end."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.l2 import Ether
+from scapy.layers.sctp import SCTP
+
+from xdpmond.kernel import abi, libbpf
+from xdpmond.kernel.maps import monotonic_ns, wait_for_packets_under_way
+from xdpmond.model import Count, Family, Verdict
+from xdpmond.rows import count_of, merge, unique_sources
+
+from .harness import Guns, Harness, by_key
+from .packets import MAC, random_sources, tcp
+
+TABLES = {"sets": 2048}
+WINDOWS = 60
+"""Closed while traffic runs, as fast as the reader can."""
+
+EPHEMERAL = (32768, 60999)
+
+
+@pytest.fixture
+def quiet(datapath: Harness) -> Harness:
+    """No events, and a window of its own for the test."""
+    datapath.control.set_default(Verdict.ALLOW)
+    datapath.control.set_ephemeral(*EPHEMERAL)
+    datapath.close_window()
+    return datapath
+
+
+def test_what_a_row_says(quiet: Harness) -> None:
+    before = monotonic_ns() / 1e9
+    for flags in ("S", "SA", "S", "A", "SEC", "R"):
+        quiet.send(tcp("198.51.100.7", 22, flags))
+    after = monotonic_ns() / 1e9
+    (row,) = quiet.close_window()
+    assert (row["family"], row["protocol"], row["port"]) == (Family.IPV4, 6, 22)
+    assert row["source"].tobytes() == bytes([198, 51, 100, 7]) + bytes(12)
+    assert (row["packets"], row["bytes"], row["syns"]) == (6, 6 * 54, 3), "a SYN with ACK is an answer, not an attempt"
+    unit = 2**abi.SEEN_SHIFT / 1e9
+    offset = time.time() - time.monotonic()
+    assert before - 2 * unit <= row["first_seen"] - offset <= row["last_seen"] - offset <= after + 2 * unit
+
+
+def test_rows_by_source_protocol_and_port(quiet: Harness) -> None:
+    frames = {
+        ("198.51.100.7", 6, 22): tcp("198.51.100.7", 22),
+        ("198.51.100.7", 6, 443): tcp("198.51.100.7", 443),
+        ("198.51.100.7", 17, 443): bytes(Ether(**MAC) / IP(src="198.51.100.7", dst="192.0.2.1") / UDP(dport=443)),
+        ("198.51.100.7", 132, 443): bytes(Ether(**MAC) / IP(src="198.51.100.7", dst="192.0.2.1") / SCTP(dport=443)),
+        ("198.51.100.7", 1, 0): bytes(Ether(**MAC) / IP(src="198.51.100.7", dst="192.0.2.1") / ICMP()),
+        ("198.51.100.8", 6, 22): tcp("198.51.100.8", 22),
+        ("2001:db8::7", 6, 22): tcp("2001:db8::7", 22),
+        # The bytes of an IPv4 address, as the first of an IPv6 one.
+        ("c633:6407::", 6, 22): tcp("c633:6407::", 22),
+    }
+    for number, frame in enumerate(frames.values(), 1):
+        for _ in range(number):
+            quiet.send(frame)
+    expected = {key: (number, number * len(frame), 0) for number, (key, frame) in enumerate(frames.items(), 1)}
+    assert by_key(quiet.running()) == expected
+    rows = quiet.close_window()
+    assert by_key(rows) == expected
+    assert unique_sources(rows) == {Family.IPV4: 2, Family.IPV6: 2}
+    assert not len(quiet.running()) and not len(quiet.close_window())
+
+
+def test_rollover(quiet: Harness) -> None:
+    """One talks in every window, one in every other, one in every third: nobody is found where he was silent."""
+    sources = {"198.51.100.1": 1, "198.51.100.2": 2, "198.51.100.3": 3}
+    for window in range(12):
+        sent = {source: window + every for source, every in sources.items() if window % every == 0}
+        for source, count in sent.items():
+            for _ in range(count):
+                quiet.send(tcp(source, flags="S"))
+        rows = by_key(quiet.close_window())
+        assert rows == {(source, 6, 443): (count, 54 * count, count) for source, count in sent.items()}, f"window {window}"
+
+
+def test_a_window_that_is_read_late(quiet: Harness) -> None:
+    """The reader stands still between the end of a window and its reading: it reads that window alone, and the next has all since."""
+    quiet.send(tcp("198.51.100.1"))
+    quiet.send(tcp("198.51.100.2"))
+    closed = quiet.control.close_window()
+    assert quiet.control.reading
+    for burst in range(1, 4):
+        for _ in range(burst):
+            quiet.send(tcp("198.51.100.1"))
+            quiet.send(tcp("198.51.100.3"))
+    wait_for_packets_under_way()
+    for _ in range(2):  # and again, as after a crash between reading and entering
+        assert by_key(quiet.talkers.read_closed(closed)) == {("198.51.100.1", 6, 443): (1, 54, 0), ("198.51.100.2", 6, 443): (1, 54, 0)}
+    quiet.control.window_read(closed, 2, 108)
+    assert not quiet.control.reading
+    assert by_key(quiet.close_window()) == {("198.51.100.1", 6, 443): (6, 324, 0), ("198.51.100.3", 6, 443): (6, 324, 0)}
+
+
+def test_the_ledger_counts_a_window_once(quiet: Harness) -> None:
+    tracked = quiet.control.tracked
+    for _ in range(3):
+        closed = quiet.control.close_window()
+        quiet.control.window_read(closed, 5, 500)
+        quiet.control.window_read(closed, 5, 500)
+    assert quiet.control.tracked - tracked == Count(15, 1500)
+
+
+@pytest.mark.parametrize("protocol", [6, 17])
+def test_ephemeral_ports_fold(quiet: Harness, protocol: int) -> None:
+    first, last = EPHEMERAL
+    listens = abi.PORT_TCP_LISTENS if protocol == 6 else abi.PORT_UDP_LISTENS
+    other = abi.PORT_UDP_LISTENS if protocol == 6 else abi.PORT_TCP_LISTENS
+    quiet.control.set_ports({40000: listens, 40001: other, 40007: listens, 40008: listens})
+    transport = TCP if protocol == 6 else UDP
+    ports = [first - 1, first, first + 1, 40000, 40001, 40007, 40008, last, last + 1, 65535]
+    for port in ports:
+        quiet.send(bytes(Ether(**MAC) / IP(src="198.51.100.1", dst="192.0.2.1") / transport(dport=port)))
+    found = {port: packets for (_, _, port), (packets, _, _) in by_key(quiet.close_window()).items()}
+    assert found == {first - 1: 1, first: 4, 40000: 1, 40007: 1, 40008: 1, last + 1: 1, 65535: 1}
+
+
+def test_a_counter_at_its_end(quiet: Harness) -> None:
+    """A talker's 32 bits do not wrap: what comes then is untracked."""
+    frame = tcp("198.51.100.1")
+    quiet.send(frame)
+    entries = quiet.talker_memory()
+    (at,) = np.nonzero(entries["window"] == quiet.control.window)[0]
+    entries["packets"][at, 0] = 0xFFFFFFFE
+    before = quiet.counters.tallies().untracked
+    for _ in range(3):
+        quiet.send(frame)
+    assert quiet.counters.tallies().untracked - before == Count(2, 2 * len(frame))
+    assert quiet.close_window()["packets"].tolist() == [0xFFFFFFFF]
+
+
+def test_every_packet_is_in_one_window(quiet: Harness, shoot: Callable[..., Guns], cpus: list[int]) -> None:
+    """Traffic on all CPUs over many windows: of each source, the windows together hold exactly what was sent."""
+    sources = [*random_sources(200, seed=1), "2001:db8::1", "2001:db8::2"]
+    frames = [tcp(source, 443, "S" if number % 3 == 0 else "A") for number, source in enumerate(sources)]
+    before, tracked = quiet.counters.tallies(), quiet.control.tracked
+    found: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    attempts: Counter[str] = Counter()
+    filled = 0
+
+    def add(rows: np.ndarray) -> None:
+        for (source, _, _), (packets, bytes_, syns) in by_key(rows).items():
+            found[source] += packets
+            sizes[source] += bytes_
+            attempts[source] += syns
+
+    with shoot(quiet, frames, cpus) as guns:
+        closed = 0
+        while closed < WINDOWS or filled < WINDOWS // 2:
+            rows = quiet.close_window()
+            filled += len(rows) > 0
+            add(rows)
+            closed += 1
+            assert guns.running()
+            assert closed < 100 * WINDOWS, "no traffic"
+            quiet.talkers.read_running(quiet.control.window)
+        shot = guns.stop()
+    for _ in range(2):
+        add(quiet.close_window())
+    assert [found[source] for source in sources] == shot.sent.tolist()
+    assert [sizes[source] for source in sources] == [int(count) * len(frame) for count, frame in zip(shot.sent, frames, strict=True)]
+    assert [attempts[source] for source in sources] == [int(count) * (number % 3 == 0) for number, count in enumerate(shot.sent)]
+    after = quiet.counters.tallies()
+    assert (after.untracked, after.evicted) == (before.untracked, before.evicted), "there was room for all"
+    assert after.sourced - before.sourced == quiet.control.tracked - tracked == Count(sum(found.values()), sum(sizes.values()))
+
+
+def test_a_reader_that_stands_still_under_fire(quiet: Harness, shoot: Callable[..., Guns], cpus: list[int]) -> None:
+    """It closes a window, and reads it only after much more traffic: several times, and nothing is lost or found twice."""
+    frames = [tcp(source) for source in random_sources(50, seed=2)]
+    tracked, before = quiet.control.tracked, quiet.counters.tallies()
+    with shoot(quiet, frames, cpus) as guns:
+        for _ in range(5):
+            closed = quiet.control.close_window()
+            wait_for_packets_under_way()
+            first = merge(quiet.talkers.read_closed(closed))
+            sourced = quiet.counters.tallies().sourced.packets
+            while quiet.counters.tallies().sourced.packets < sourced + 500:
+                assert guns.running()
+            again = merge(quiet.talkers.read_closed(closed))
+            for name in ("source", "packets", "bytes"):
+                assert np.array_equal(first[name], again[name]), "a closed window changed"
+            quiet.control.window_read(closed, *_pair(count_of(again)))
+        shot = guns.stop()
+    quiet.close_window()
+    after = quiet.counters.tallies()
+    assert after.sourced.packets - before.sourced.packets == int(shot.sent.sum())
+    assert quiet.control.tracked - tracked == after.sourced - before.sourced
+    assert (after.untracked, after.evicted) == (before.untracked, before.evicted)
+
+
+def _pair(count: Count) -> tuple[int, int]:
+    return count.packets, count.bytes
+
+
+def test_denied_packets_are_talkers_too(quiet: Harness) -> None:
+    quiet.policy(deny=["198.51.100.0/24"])
+    quiet.enforce()
+    assert quiet.send(tcp("198.51.100.9")) == libbpf.XDP_DROP
+    assert by_key(quiet.close_window()) == {("198.51.100.9", 6, 443): (1, 54, 0)}
