@@ -1,0 +1,286 @@
+"""Changes of the policy by the real client, and what the daemon makes of them: all or none, kept, guarded."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from busfixture import MANAGER, NAME, PATH
+from conftest import CONFIG, DENIED4, PERMITTED4, PERMITTED6, UNLISTED4, UNLISTED6, Ends, Start, World
+
+from tests.lab import NOBODY, wait_for
+
+
+def prefixes(world: World) -> list[str]:
+    return [row["prefix"] for row in world.lab.rows("list") if row["origin"] == "operator"]
+
+
+def test_several_prefixes_are_taken_all_or_none(world: World, start: Start, tmp_path: Path) -> None:
+    start()
+    ctl = world.lab.ctl
+    refused = ctl("deny", "192.0.2.0/24", "192.0.2.1/24", "198.51.100.9", status=6)
+    assert "host bits" in refused.stderr and "192.0.2.0/24" in refused.stderr
+    assert prefixes(world) == []
+    listed = tmp_path / "blocked"
+    listed.write_text("192.0.2.7\n2001:db8:7::/48 # a network\n\n10.1\n")
+    refused = ctl("deny", "--from-file", str(listed), status=6)
+    assert "line 4" in refused.stderr and "10.1.0.0/16" in refused.stderr
+    assert prefixes(world) == []
+    listed.write_text("# none of these\n192.0.2.7\n2001:db8:7::/48 # a network\n198.51.100.128/25\n")
+    assert world.lab.json("deny", "--from-file", str(listed), "--reason", "from a feed")["applied"] == 3
+    assert prefixes(world) == ["192.0.2.7/32", "198.51.100.128/25", "2001:db8:7::/48"]
+    assert world.entry("192.0.2.7/32")["reason"] == "from a feed"
+    refused = ctl("remove", "192.0.2.7", "192.0.2.8", status=5)
+    assert "192.0.2.8" in refused.stderr
+    assert len(prefixes(world)) == 3
+    ctl("allow", "--from-file", "-", input="192.0.2.7\n")  # standard input; a repeated prefix replaces
+    assert world.entry("192.0.2.7/32")["verdict"] == "allow"
+    assert world.entry("192.0.2.7/32")["reason"] == ""
+    ctl("remove", "192.0.2.7", "198.51.100.128/25", "2001:db8:7::/48")
+    assert prefixes(world) == []
+
+
+def test_entries_and_mode_survive_a_restart(world: World, start: Start, tmp_path: Path) -> None:
+    state = ["--state", str(tmp_path / "state.json")]
+    daemon = start(CONFIG, *state)
+    ctl = world.lab.ctl
+    ctl("deny", UNLISTED4.net, "--reason", 'it said "hello"')
+    ends = world.lab.json("deny", UNLISTED6.net, "--for", "1h")["applied"][0]["expires"]
+    ctl("deny", "192.0.2.1", "--for", "2s")
+    over = time.time() + 2
+    ctl("allow", DENIED4.net)  # over the file's deny of the network
+    ctl("mode", "enforce")
+    before = world.lab.rows("list")
+    assert daemon.stop() == 0
+    wait_for(lambda: time.time() > over, "the time of one entry to pass")
+
+    daemon = start(CONFIG, *state)
+    after = world.lab.rows("list")
+    keys = ("prefix", "verdict", "origin", "source", "reason", "created", "expires", "effective")
+    assert [[row[key] for key in keys] for row in after] == [
+        [row[key] for key in keys] for row in before if row["prefix"] != "192.0.2.1/32"
+    ]
+    assert world.entry(f"{UNLISTED6.net}/128")["expires"] == pytest.approx(ends, abs=0.01)
+    status = world.lab.status()
+    assert (status["mode"], status["file_mode"], status["mode_source"]) == ("enforce", "monitor", "operator")
+    assert world.drops(UNLISTED4, UNLISTED6)
+    assert world.passes(DENIED4, PERMITTED4)
+    ctl("mode", "default")
+    ctl("remove", UNLISTED4.net)
+    daemon.stop(signal.SIGKILL)  # what was answered is on disk
+
+    start(CONFIG, *state)
+    status = world.lab.status()
+    assert (status["mode"], status["mode_source"]) == ("monitor", "file")
+    assert f"{UNLISTED4.net}/32" not in prefixes(world)
+
+
+def test_a_damaged_state_file_is_put_aside(world: World, start: Start, tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    state.write_text('{"version": 1, "entries": [{"prefix"')
+    daemon = start(CONFIG, "--state", str(state))
+    assert world.passes(PERMITTED4)
+    assert str(state) in daemon.log
+    assert any(path.read_text().startswith('{"version": 1, "entries"') for path in tmp_path.iterdir() if path != state)
+    world.lab.ctl("deny", "192.0.2.1")
+    assert "192.0.2.1" in state.read_text()
+
+
+def test_a_state_that_cannot_be_written_is_said_to_the_caller(world: World, start: Start) -> None:
+    start(CONFIG, "--enforce", "--state", "/proc/nothing/state.json")
+    said = world.lab.ctl("deny", UNLISTED4.net)
+    assert "not kept" in said.stdout + said.stderr
+    assert world.drops(UNLISTED4)  # it holds all the same
+
+
+def test_zero_length_prefixes_need_force(world: World, start: Start) -> None:
+    start(CONFIG, "--enforce")
+    for prefix in ("0.0.0.0/0", "::/0"):
+        for verb in ("deny", "allow"):
+            assert "--force" in world.lab.ctl(verb, prefix, status=7).stderr
+    assert prefixes(world) == []
+    world.lab.ctl("deny", "::/0", "--force")
+    assert world.drops(UNLISTED6)
+    assert world.passes(PERMITTED6, UNLISTED4)
+
+
+def test_an_entry_of_a_file_is_not_removed(world: World, start: Start) -> None:
+    daemon = start()
+    refused = world.lab.ctl("remove", "203.0.113.0/24", status=7)
+    assert f"{daemon.config}:4" in refused.stderr
+    assert world.entry("203.0.113.0/24")["source"] == f"{daemon.config}:4"
+    # Overridden and set free again, it is the file's once more.
+    world.lab.ctl("allow", "203.0.113.0/24")
+    assert world.entry("203.0.113.0/24")["verdict"] == "allow"
+    said = world.lab.ctl("remove", "203.0.113.0/24")
+    assert f"{daemon.config}:4" in said.stdout + said.stderr
+    assert world.entry("203.0.113.0/24")["verdict"] == "deny"
+
+
+def test_exit_statuses(world: World, start: Start) -> None:
+    ctl = world.lab.ctl
+    ctl("status", status=3)
+    ctl("deny", "192.0.2.1", status=3)
+    start(CONFIG, "--enforce")
+    ctl("status")
+    ctl("deny", "192.0.2.1")
+    for usage in (
+        ["frobnicate"],
+        ["deny"],
+        ["deny", "192.0.2.1", "--for", "10"],
+        ["mode", "enforced"],
+        ["top", "--by", "colour"],
+        ["--json=x"],
+    ):
+        ctl(*usage, status=2)
+    ctl("deny", "192.0.2.1", uid=NOBODY, status=4)
+    ctl("remove", "192.0.2.2", status=5)
+    ctl("mode", "enforce", "--interface", "eth7", status=5)
+    ctl("confirm", status=5)
+    for wrong in ("192.0.2.1/24", "localhost", "::ffff:192.0.2.1", "fe80::1%eth0", "010.0.0.1", "10.1", "1.2.3.4/255.255.255.0"):
+        ctl("deny", wrong, status=6)
+    ctl("explain", "192.0.2.0/24", status=6)
+    ctl("deny", "0.0.0.0/0", status=7)
+    ctl("remove", "203.0.113.0/24", status=7)
+
+
+def test_anybody_may_look_and_only_root_may_change(world: World, start: Start) -> None:
+    start()
+    assert world.passes(UNLISTED4)
+    for question in (["status"], ["list"], ["top"], ["explain", UNLISTED4.net], ["events"], ["mode"]):
+        assert world.lab.ctl(*question, uid=NOBODY).stdout
+    before = world.lab.rows("list"), world.lab.status()["mode"]
+    for change in (["deny", "192.0.2.1"], ["allow", "192.0.2.1"], ["remove", "203.0.113.0/24"], ["mode", "enforce"], ["reload"],
+                   ["deny", "--from-file", "/etc/hostname"], ["deny", "192.0.2.1", "--force"]):  # fmt: skip
+        assert world.lab.ctl(*change, uid=NOBODY, status=4).stderr
+    for method, signature, arguments in (("Deny", "asa{sv}", ["1", "192.0.2.1", "0"]), ("SetMode", "sa{sv}", ["enforce", "0"])):
+        refused = world.lab.bus.call(method, signature, *arguments, uid=NOBODY)
+        assert refused.returncode and "NotAuthorized" in refused.stderr + refused.stdout or "not" in refused.stderr.lower()
+    assert (world.lab.rows("list"), world.lab.status()["mode"]) == before
+
+
+# The guard
+
+
+@pytest.fixture(params=[UNLISTED4, PERMITTED6], ids=["ipv4", "ipv6"])
+def logged_in(request: pytest.FixtureRequest, world: World) -> Iterator[Ends]:
+    """A TCP connection to the host's port 22. The server listens on :: for both families, as sshd does."""
+    ends: Ends = request.param
+    with world.host.listen("::", 22) as listener, world.net.connect(ends.net, ends.host, 22):
+        accepted, _ = listener.accept()
+        with accepted:
+            yield ends
+
+
+def network(ends: Ends) -> str:
+    return ends.net.rpartition("2")[0] + ("0/24" if ends.length == 24 else "/64")
+
+
+def test_a_connected_peer_is_not_locked_out(world: World, start: Start, logged_in: Ends) -> None:
+    start('interface = "eth0"', "--enforce")
+    ctl, net = world.lab.ctl, network(logged_in)
+    refused = ctl("deny", net, status=7)
+    assert logged_in.net in refused.stderr and "--force" in refused.stderr
+    ctl("deny", "192.0.2.0/24", logged_in.net, status=7)
+    assert prefixes(world) == []
+    ctl("deny", "--from-file", "-", input=f"192.0.2.1\n{net}\n", status=7)
+    assert prefixes(world) == []
+    ctl("allow", logged_in.net)
+    ctl("deny", net)  # the allow inside it keeps the peer in
+    assert world.passes(logged_in)
+    ctl("remove", logged_in.net, status=7)
+    ctl("deny", logged_in.net, status=7)
+    assert world.passes(logged_in)
+    ctl("deny", logged_in.net, "--force")
+    assert world.drops(logged_in)
+
+
+def test_other_clients_meet_the_same_guard(world: World, start: Start, logged_in: Ends) -> None:
+    start('interface = "eth0"', "--enforce")
+    net = network(logged_in)
+    refused = world.lab.bus.call("Deny", "asa{sv}", "1", net, "0")
+    assert refused.returncode and logged_in.net in refused.stderr
+    gdbus = ["gdbus", "call", "--system", "-d", NAME, "-o", PATH, "-m", f"{MANAGER}.Deny", f"['{net}']", "{}"]
+    refused = world.lab.bus.run(gdbus)
+    assert refused.returncode and "LocksYouOut" in refused.stderr
+    assert prefixes(world) == []
+    assert world.passes(logged_in)
+
+
+def test_enforce_is_refused_when_it_would_lock_out(world: World, start: Start, logged_in: Ends) -> None:
+    daemon = start('interface = "eth0"')
+    ctl = world.lab.ctl
+    ctl("deny", logged_in.net)  # nothing is dropped in monitor mode
+    refused = ctl("mode", "enforce", status=7)
+    assert logged_in.net in refused.stderr
+    ctl("mode", "enforce", "--interface", "eth0", status=7)
+    ctl("mode", "enforce", "--confirm", "60s", status=7)
+    assert world.lab.status()["mode"] == "monitor"
+    assert world.lab.interface("eth0")["mode"] == "monitor"
+    daemon.config.write_text('interface = "eth0"\nmode = "enforce"\n')
+    assert logged_in.net in ctl("reload", status=7).stderr
+    assert world.lab.status()["file_mode"] == "monitor"
+    assert world.passes(logged_in)
+    ctl("mode", "enforce", "--force")
+    assert world.drops(logged_in)
+
+
+def test_a_reload_that_locks_out_is_refused(world: World, start: Start, logged_in: Ends) -> None:
+    daemon = start('interface = "eth0"', "--enforce")
+    daemon.config.write_text(f'interface = "eth0"\ndeny = ["192.0.2.0/24", "{network(logged_in)}"]\n')
+    refused = world.lab.ctl("reload", status=7)
+    assert logged_in.net in refused.stderr and f"{daemon.config}:2" in refused.stderr
+    assert world.lab.rows("list") == []
+    assert world.passes(logged_in)
+    assert world.lab.status()["last_reload"]["ok"] is False
+
+
+def test_the_client_names_its_ssh_peer(world: World, start: Start) -> None:
+    """A connection that the daemon cannot see (through a jump host's namespace, say) is known by SSH_CONNECTION."""
+    start('interface = "eth0"', "--enforce")
+    over_ssh = {"SSH_CONNECTION": f"{UNLISTED4.net} 50000 {UNLISTED4.host} 22"}
+    world.lab.ctl("deny", UNLISTED4.net, status=7, environment=over_ssh)
+    world.lab.ctl("deny", UNLISTED4.net)
+
+
+def test_a_mode_to_be_confirmed_goes_back(world: World, start: Start) -> None:
+    start()
+    ctl = world.lab.ctl
+    ctl("mode", "enforce", "--confirm", "2s")
+    assert world.drops(DENIED4)
+    assert world.lab.status()["confirm"]["mode"] == "monitor"
+    wait_for(lambda: world.lab.status()["mode"] == "monitor", "the mode to go back", 10)
+    assert world.passes(DENIED4)
+    ctl("mode", "enforce", "--confirm", "2s")
+    ctl("confirm")
+    assert world.lab.status()["confirm"] is None
+    later = world.lab.status()["uptime_seconds"] + 2.5
+    wait_for(lambda: world.lab.status()["uptime_seconds"] > later, "the time to confirm to pass", 10)
+    assert world.lab.status()["mode"] == "enforce"
+
+
+def test_enforce_by_default_needs_force(world: World, start: Start) -> None:
+    daemon = start('interface = "eth0"\ndefault = "deny"\nallow = ["10.0.0.0/24"]')
+    refused = world.lab.ctl("mode", "enforce", status=7)
+    assert "--force" in refused.stderr and "answers" in refused.stderr
+    assert world.passes(UNLISTED4)
+    daemon.config.write_text('mode = "enforce"\n' + daemon.config.read_text())
+    assert "force" in world.lab.ctl("reload", status=7).stderr
+    said = world.lab.ctl("mode", "enforce", "--force")
+    assert "answers" in said.stdout + said.stderr
+    assert world.drops(UNLISTED4)
+    assert world.passes(PERMITTED4)
+
+
+def test_json_documents_are_json(world: World, start: Start) -> None:
+    start()
+    assert world.passes(UNLISTED4, UNLISTED6)
+    for command in (["status"], ["list"], ["top"], ["explain", UNLISTED4.net], ["mode"], ["deny", "192.0.2.1"], ["reload"]):
+        for form in ("short", "pretty"):
+            json.loads(world.lab.ctl(f"--json={form}", *command).stdout)
+    for line in world.lab.ctl("--json=short", "events").stdout.splitlines():
+        json.loads(line)
