@@ -34,7 +34,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.ipsec import AH
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.layers.sctp import SCTP
-from scapy.packet import Packet, bind_layers
+from scapy.packet import Packet, bind_layers, split_layers
 
 from xdpmond.model import Family, ProtocolClass
 
@@ -54,6 +54,7 @@ _FOLLOWING = {
     HOP_BY_HOP: IPv6ExtHdrHopByHop, ROUTING: IPv6ExtHdrRouting, FRAGMENT: IPv6ExtHdrFragment, AUTHENTICATION: AH,
     DESTINATION_OPTIONS: IPv6ExtHdrDestOpt, TCP_NUMBER: TCP, UDP_NUMBER: UDP, SCTP_NUMBER: SCTP,
 }  # fmt: skip
+split_layers(AH, IP, nh=0)  # it takes hop-by-hop options for IPv4
 for _lower in (IPv6ExtHdrHopByHop, IPv6ExtHdrRouting, IPv6ExtHdrFragment, IPv6ExtHdrDestOpt, AH):
     for _number, _upper in _FOLLOWING.items():
         bind_layers(_lower, _upper, nh=_number)
