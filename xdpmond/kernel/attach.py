@@ -53,6 +53,16 @@ def refuse_foreign(name: str, ifindex: int) -> None:
             )
 
 
+def _refuse_gone(name: str, ifindex: int) -> None:
+    """The kernel tells a missing interface as an invalid argument."""
+    try:
+        socket.if_indextoname(ifindex)
+    except OSError:
+        error = KernelError(f"{name} has gone")
+        error.errno = errno.ENODEV
+        raise error from None
+
+
 def attach(program: int, name: str, ifindex: int, wanted: AttachMode) -> Attached:
     """Attach; raises ForeignProgramError, or KernelError with the kernel's reason."""
     refuse_foreign(name, ifindex)
@@ -61,6 +71,7 @@ def attach(program: int, name: str, ifindex: int, wanted: AttachMode) -> Attache
         try:
             return Attached(libbpf.create_link(program, ifindex, libbpf.XDP_FLAGS_DRV_MODE), AttachMode.NATIVE, "")
         except KernelError as error:
+            _refuse_gone(name, ifindex)
             if error.errno in (errno.EBUSY, errno.EEXIST):
                 refuse_foreign(name, ifindex)
             reason = native_refusal(program, ifindex) or os.strerror(error.errno)
@@ -71,6 +82,7 @@ def attach(program: int, name: str, ifindex: int, wanted: AttachMode) -> Attache
     try:
         return Attached(libbpf.create_link(program, ifindex, libbpf.XDP_FLAGS_SKB_MODE), AttachMode.GENERIC, reason)
     except KernelError as error:
+        _refuse_gone(name, ifindex)
         if error.errno in (errno.EBUSY, errno.EEXIST):
             refuse_foreign(name, ifindex)
         raise KernelError(f"{name} takes the program in neither mode: native: {reason}; generic: {os.strerror(error.errno)}") from None
