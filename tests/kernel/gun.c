@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Runs frames through an XDP program (BPF_PROG_TEST_RUN) on one CPU until SIGTERM, in an order of its own, then writes for each frame how
- * many were sent and how many of these were dropped. Usage: gun PROGRAM_FD CPU FRAMES, a file of (u32 length, bytes).
+ * Runs frames through an XDP program (BPF_PROG_TEST_RUN) on one CPU until SIGTERM, in an order of its own. Writes a byte when it
+ * begins, and at the end for each frame how many were sent and how many of these were dropped. Usage: gun PROGRAM_FD CPU FRAMES, a file of (u32 length, bytes).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -57,6 +57,9 @@ int main(int argc, char **argv)
 	if (!count)
 		return 4;
 
+	/* Says that it can be stopped. */
+	if (write(STDOUT_FILENO, "", 1) != 1)
+		return 6;
 	uint64_t state = 88172645463325252ULL + atoi(argv[2]);
 	while (!stopped) {
 		state ^= state << 13;

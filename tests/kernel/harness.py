@@ -60,7 +60,9 @@ class Harness:
         self.build = build
         self.loaded = loaded or loader.load(build)
         maps = self.loaded.maps
-        self.control = Control(maps, fresh="control" not in self.loaded.reused, identity=self.loaded.identity, cpus=build.cpus, sets=build.sets)
+        self.control = Control(
+            maps, fresh="control" not in self.loaded.reused, identity=self.loaded.identity, cpus=build.cpus, sets=build.sets
+        )
         self.counters = Counters(maps, cpus=build.cpus, rule_cells=build.rule_cells)
         self.rules = self.new_rules()
         self.talkers = TalkerTable(maps["talkers"], cpus=build.cpus, sets=build.sets)
@@ -172,7 +174,11 @@ class Guns:
         self._processes = []
         for cpu in cpus:
             command = [str(binary), str(program), str(cpu), str(listing)]
-            self._processes.append(subprocess.Popen(command, pass_fds=[program], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL))
+            self._processes.append(
+                subprocess.Popen(command, pass_fds=[program], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, bufsize=0)
+            )
+        for process in self._processes:
+            assert process.stdout is not None and process.stdout.read(1) == b"\0", "a gun did not begin"
 
     def __enter__(self) -> Guns:
         return self

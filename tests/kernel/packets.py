@@ -72,7 +72,9 @@ def ipv4_packets(draw: st.DrawFn, sources: st.SearchStrategy[str] = IPV4) -> Pac
     flags, offset = draw(st.sampled_from([(0, 0), (0, 0), (0, 0), (2, 0), (1, 0), (1, 100), (0, 185)]))
     source = draw(sources)
     destination = draw(IPV4)
-    header = IP(src=source, dst=destination, proto=number, ttl=draw(st.sampled_from([1, 64, 255])), flags=flags, frag=offset, options=options)
+    header = IP(
+        src=source, dst=destination, proto=number, ttl=draw(st.sampled_from([1, 64, 255])), flags=flags, frag=offset, options=options
+    )
     return header / transport / Raw(draw(PAYLOADS))
 
 
@@ -97,7 +99,9 @@ def extension_headers(draw: st.DrawFn) -> list[Packet]:
 NEXT_HEADER = {IPv6ExtHdrHopByHop: 0, IPv6ExtHdrDestOpt: 60, IPv6ExtHdrRouting: 43, IPv6ExtHdrFragment: 44, AH: 51}
 
 
-def ipv6_packet(source: str, destination: str, hop_limit: int, chain: list[Packet], transport: Packet, number: int, payload: bytes) -> Packet:
+def ipv6_packet(
+    source: str, destination: str, hop_limit: int, chain: list[Packet], transport: Packet, number: int, payload: bytes
+) -> Packet:
     """With the next header numbers set by hand: scapy would not set all of them."""
     numbers = [NEXT_HEADER[type(header)] for header in chain] + [number]
     packet: Packet = IPv6(src=source, dst=destination, hlim=hop_limit, nh=numbers[0])

@@ -25,7 +25,6 @@ typedef uint8_t u8; typedef uint16_t u16; typedef uint32_t u32; typedef uint64_t
 """
 
 
-
 def header() -> str:
     text = (loader.source_directory() / "abi.h").read_text()
     return re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)

@@ -133,7 +133,9 @@ def enforcing(datapath: Harness, monkeypatch: pytest.MonkeyPatch) -> Harness:
 def test_longest_prefix(enforcing: Harness, policy: dict[Prefix, Verdict], seed: int) -> None:
     enforcing.rules.apply(policy, enforcing.rules.current().keys() - policy.keys())
     check_tries(enforcing, enforcing.rules, policy)
-    check_lookups(enforcing, policy, neighbours(policy, random.Random(seed)) + [ipaddress.ip_address("10.0.0.1"), ipaddress.ip_address("fd00::1")])
+    check_lookups(
+        enforcing, policy, [*neighbours(policy, random.Random(seed)), ipaddress.ip_address("10.0.0.1"), ipaddress.ip_address("fd00::1")]
+    )
 
 
 @SETTINGS

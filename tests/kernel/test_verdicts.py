@@ -47,72 +47,74 @@ def ip(**fields: object) -> Packet:
     return IP(src=V4, dst=HOST4, **fields)
 
 
-def ipv6(*chain: Packet, number: int, transport: Packet, **fields: object) -> Packet:
-    return ipv6_packet(V6, HOST6, int(fields.get("hlim", 64)), list(chain), transport, number, b"")
+def ipv6(*chain: Packet, number: int, transport: Packet) -> Packet:
+    return ipv6_packet(V6, HOST6, 64, list(chain), transport, number, b"")
 
 
 TAG = Dot1Q(vlan=100)
 UDP53 = UDP(sport=5000, dport=53)
 PAD = {"options": [PadN(optdata=b"\0" * 4)]}
 
+IPV4, IPV6, NO_IP, Class = Family.IPV4, Family.IPV6, Family.OTHER, ProtocolClass
+
 # name: frame, family, class, protocol, destination port or None, vlan or None, anomalies
 HEADERS: dict[str, tuple[Packet, Family, ProtocolClass, int, int | None, int | None, tuple[str, ...]]] = {
-    "tcp": (ether() / ip() / TCP(dport=443), Family.IPV4, ProtocolClass.TCP, 6, 443, None, ()),
-    "udp": (ether() / ip() / UDP53, Family.IPV4, ProtocolClass.UDP, 17, 53, None, ()),
-    "sctp": (ether() / ip() / SCTP(dport=3868), Family.IPV4, ProtocolClass.SCTP, 132, 3868, None, ()),
-    "icmp": (ether() / ip() / ICMP(), Family.IPV4, ProtocolClass.ICMP, 1, None, None, ()),
-    "gre": (ether() / ip() / GRE(), Family.IPV4, ProtocolClass.OTHER, 47, None, None, ()),
-    "esp": (ether() / ip() / ESP(spi=1, data=b"x" * 16), Family.IPV4, ProtocolClass.OTHER, 50, None, None, ()),
-    "port 0": (ether() / ip() / TCP(dport=0), Family.IPV4, ProtocolClass.TCP, 6, 0, None, ()),
-    "802.1Q": (ether() / TAG / ip() / UDP53, Family.IPV4, ProtocolClass.UDP, 17, 53, 100, ()),
-    "vlan 0": (ether() / Dot1Q(vlan=0, prio=5) / ip() / UDP53, Family.IPV4, ProtocolClass.UDP, 17, 53, 0, ()),
-    "vlan 4095": (ether() / Dot1Q(vlan=4095) / ip() / UDP53, Family.IPV4, ProtocolClass.UDP, 17, 53, 4095, ()),
-    "QinQ": (ether() / Dot1AD(vlan=7) / TAG / ip() / UDP53, Family.IPV4, ProtocolClass.UDP, 17, 53, 7, ()),
-    "QinQ and IPv6": (ether() / Dot1AD(vlan=7) / TAG / ipv6(number=17, transport=UDP53), Family.IPV6, ProtocolClass.UDP, 17, 53, 7, ()),
-    "three tags": (ether() / Dot1AD(vlan=7) / TAG / TAG / ip() / UDP53, Family.OTHER, ProtocolClass.NON_IP, 0, None, None, ("vlan_depth",)),
-    "options": (ether() / ip(options=[IPOption_RR(routers=["0.0.0.0"] * 9)]) / UDP53, Family.IPV4, ProtocolClass.UDP, 17, 53, None, ()),
-    "first fragment": (ether() / ip(flags="MF") / UDP53, Family.IPV4, ProtocolClass.UDP, 17, 53, None, ()),
-    "later fragment": (ether() / ip(frag=185, proto=17) / Raw(bytes(UDP53)), Family.IPV4, ProtocolClass.UDP, 17, None, None,
+    "tcp": (ether() / ip() / TCP(dport=443), IPV4, Class.TCP, 6, 443, None, ()),
+    "udp": (ether() / ip() / UDP53, IPV4, Class.UDP, 17, 53, None, ()),
+    "sctp": (ether() / ip() / SCTP(dport=3868), IPV4, Class.SCTP, 132, 3868, None, ()),
+    "icmp": (ether() / ip() / ICMP(), IPV4, Class.ICMP, 1, None, None, ()),
+    "gre": (ether() / ip() / GRE(), IPV4, Class.OTHER, 47, None, None, ()),
+    "esp": (ether() / ip() / ESP(spi=1, data=b"x" * 16), IPV4, Class.OTHER, 50, None, None, ()),
+    "port 0": (ether() / ip() / TCP(dport=0), IPV4, Class.TCP, 6, 0, None, ()),
+    "802.1Q": (ether() / TAG / ip() / UDP53, IPV4, Class.UDP, 17, 53, 100, ()),
+    "vlan 0": (ether() / Dot1Q(vlan=0, prio=5) / ip() / UDP53, IPV4, Class.UDP, 17, 53, 0, ()),
+    "vlan 4095": (ether() / Dot1Q(vlan=4095) / ip() / UDP53, IPV4, Class.UDP, 17, 53, 4095, ()),
+    "QinQ": (ether() / Dot1AD(vlan=7) / TAG / ip() / UDP53, IPV4, Class.UDP, 17, 53, 7, ()),
+    "QinQ and IPv6": (ether() / Dot1AD(vlan=7) / TAG / ipv6(number=17, transport=UDP53), IPV6, Class.UDP, 17, 53, 7, ()),
+    "three tags": (ether() / Dot1AD(vlan=7) / TAG / TAG / ip() / UDP53, NO_IP, Class.NON_IP, 0, None, None, ("vlan_depth",)),
+    "options": (ether() / ip(options=[IPOption_RR(routers=["0.0.0.0"] * 9)]) / UDP53, IPV4, Class.UDP, 17, 53, None, ()),
+    "first fragment": (ether() / ip(flags="MF") / UDP53, IPV4, Class.UDP, 17, 53, None, ()),
+    "later fragment": (ether() / ip(frag=185, proto=17) / Raw(bytes(UDP53)), IPV4, Class.UDP, 17, None, None,
                        ("later_fragment",)),
-    "ARP": (ether() / ARP(psrc=V4, pdst=HOST4, hwsrc=MAC["src"]), Family.OTHER, ProtocolClass.ARP, 0, None, None, ()),
-    "tagged ARP": (ether() / TAG / ARP(psrc=V4, pdst=HOST4, hwsrc=MAC["src"]), Family.OTHER, ProtocolClass.ARP, 0, None, None, ()),
-    "LLDP": (ether(type=0x88CC) / Raw(b"x" * 40), Family.OTHER, ProtocolClass.NON_IP, 0, None, None, ()),
-    "802.3": (Raw(bytes(12) + b"\0\x26" + b"\x42\x42\3" + bytes(35)), Family.OTHER, ProtocolClass.NON_IP, 0, None, None, ()),
-    "IPv6 tcp": (ether() / ipv6(number=6, transport=TCP(dport=22)), Family.IPV6, ProtocolClass.TCP, 6, 22, None, ()),
-    "IPv6 sctp": (ether() / ipv6(number=132, transport=SCTP(dport=3868)), Family.IPV6, ProtocolClass.SCTP, 132, 3868, None, ()),
-    "ICMPv6": (ether() / ipv6(number=58, transport=ICMPv6EchoRequest()), Family.IPV6, ProtocolClass.ICMPV6, 58, None, None, ()),
-    "no next header": (ether() / ipv6(number=59, transport=Raw(b"")), Family.IPV6, ProtocolClass.OTHER, 59, None, None, ()),
-    "hop-by-hop": (ether() / ipv6(IPv6ExtHdrHopByHop(**PAD), number=17, transport=UDP53), Family.IPV6, ProtocolClass.UDP, 17, 53, None, ()),
-    "destination options": (ether() / ipv6(IPv6ExtHdrDestOpt(**PAD), number=17, transport=UDP53), Family.IPV6, ProtocolClass.UDP, 17, 53, None,
+    "ARP": (ether() / ARP(psrc=V4, pdst=HOST4, hwsrc=MAC["src"]), NO_IP, Class.ARP, 0, None, None, ()),
+    "tagged ARP": (ether() / TAG / ARP(psrc=V4, pdst=HOST4, hwsrc=MAC["src"]), NO_IP, Class.ARP, 0, None, None, ()),
+    "LLDP": (ether(type=0x88CC) / Raw(b"x" * 40), NO_IP, Class.NON_IP, 0, None, None, ()),
+    "802.3": (Raw(bytes(12) + b"\0\x26" + b"\x42\x42\3" + bytes(35)), NO_IP, Class.NON_IP, 0, None, None, ()),
+    "IPv6 tcp": (ether() / ipv6(number=6, transport=TCP(dport=22)), IPV6, Class.TCP, 6, 22, None, ()),
+    "IPv6 sctp": (ether() / ipv6(number=132, transport=SCTP(dport=3868)), IPV6, Class.SCTP, 132, 3868, None, ()),
+    "ICMPv6": (ether() / ipv6(number=58, transport=ICMPv6EchoRequest()), IPV6, Class.ICMPV6, 58, None, None, ()),
+    "no next header": (ether() / ipv6(number=59, transport=Raw(b"")), IPV6, Class.OTHER, 59, None, None, ()),
+    "hop-by-hop": (ether() / ipv6(IPv6ExtHdrHopByHop(**PAD), number=17, transport=UDP53), IPV6, Class.UDP, 17, 53, None, ()),
+    "destination options": (ether() / ipv6(IPv6ExtHdrDestOpt(**PAD), number=17, transport=UDP53), IPV6, Class.UDP, 17, 53, None,
                             ()),
-    "routing": (ether() / ipv6(IPv6ExtHdrRouting(addresses=[HOST6, V6]), number=17, transport=UDP53), Family.IPV6, ProtocolClass.UDP, 17, 53,
+    "routing": (ether() / ipv6(IPv6ExtHdrRouting(addresses=[HOST6, V6]), number=17, transport=UDP53), IPV6, Class.UDP, 17, 53,
                 None, ()),
-    "AH": (ether() / ipv6(AH(payloadlen=4, icv=b"\1" * 12), number=17, transport=UDP53), Family.IPV6, ProtocolClass.UDP, 17, 53, None, ()),
-    "IPv6 first fragment": (ether() / ipv6(IPv6ExtHdrFragment(m=1, offset=0), number=17, transport=UDP53), Family.IPV6, ProtocolClass.UDP, 17, 53,
+    "AH": (ether() / ipv6(AH(payloadlen=4, icv=b"\1" * 12), number=17, transport=UDP53), IPV6, Class.UDP, 17, 53, None, ()),
+    "IPv6 first fragment": (ether() / ipv6(IPv6ExtHdrFragment(m=1, offset=0), number=17, transport=UDP53), IPV6, Class.UDP, 17, 53,
                             None, ()),
-    "IPv6 later fragment": (ether() / ipv6(IPv6ExtHdrFragment(m=1, offset=9), number=17, transport=UDP53), Family.IPV6, ProtocolClass.UDP, 17,
+    "IPv6 later fragment": (ether() / ipv6(IPv6ExtHdrFragment(m=1, offset=9), number=17, transport=UDP53), IPV6, Class.UDP, 17,
                             None, None, ("later_fragment",)),
     "RFC 8200 order": (ether() / ipv6(IPv6ExtHdrHopByHop(**PAD), IPv6ExtHdrDestOpt(**PAD), IPv6ExtHdrRouting(addresses=[V6]),
                                       IPv6ExtHdrFragment(m=1), AH(payloadlen=4, icv=b"\1" * 12), IPv6ExtHdrDestOpt(**PAD), number=6,
-                                      transport=TCP(dport=25)), Family.IPV6, ProtocolClass.TCP, 6, 25, None, ()),
-    "eight headers": (ether() / ipv6(*[IPv6ExtHdrDestOpt(**PAD) for _ in range(8)], number=17, transport=UDP53), Family.IPV6, ProtocolClass.UDP,
+                                      transport=TCP(dport=25)), IPV6, Class.TCP, 6, 25, None, ()),
+    "eight headers": (ether() / ipv6(*[IPv6ExtHdrDestOpt(**PAD) for _ in range(8)], number=17, transport=UDP53), IPV6, Class.UDP,
                       17, 53, None, ()),
-    "nine headers": (ether() / ipv6(*[IPv6ExtHdrDestOpt(**PAD) for _ in range(9)], number=17, transport=UDP53), Family.IPV6, ProtocolClass.OTHER,
+    "nine headers": (ether() / ipv6(*[IPv6ExtHdrDestOpt(**PAD) for _ in range(9)], number=17, transport=UDP53), IPV6, Class.OTHER,
                      60, None, None, ("extension_depth",)),
 }  # fmt: skip
 
 # Frames cut short, by the frame's whole length.
 SHORT: dict[str, tuple[Packet, int, Family, ProtocolClass, tuple[str, ...]]] = {
-    "link header alone": (ether() / ip() / TCP(), 14, Family.OTHER, ProtocolClass.NON_IP, ("short_ip",)),
-    "half a tag": (ether() / TAG / ip() / TCP(), 16, Family.OTHER, ProtocolClass.NON_IP, ("short_frame",)),
-    "IPv4 before its source ends": (ether() / ip() / TCP(), 29, Family.OTHER, ProtocolClass.NON_IP, ("short_ip",)),
-    "IPv4 behind its source": (ether() / ip() / TCP(), 30, Family.IPV4, ProtocolClass.TCP, ("short_ip",)),
-    "IPv6 before its source ends": (ether() / ipv6(number=6, transport=TCP()), 37, Family.OTHER, ProtocolClass.NON_IP, ("short_ip",)),
-    "IPv6 behind its source": (ether() / ipv6(number=6, transport=TCP()), 38, Family.IPV6, ProtocolClass.TCP, ("short_ip",)),
-    "options cut": (ether() / ip(options=[IPOption_RR(routers=["0.0.0.0"] * 3)]) / TCP(), 40, Family.IPV4, ProtocolClass.TCP, ("ip_length",)),
-    "no transport": (ether() / ip() / TCP(), 34, Family.IPV4, ProtocolClass.TCP, ("short_transport",)),
-    "half the ports": (ether() / ip() / UDP53, 37, Family.IPV4, ProtocolClass.UDP, ("short_transport",)),
-    "half an extension header": (ether() / ipv6(IPv6ExtHdrHopByHop(**PAD), number=6, transport=TCP()), 58, Family.IPV6, ProtocolClass.OTHER,
+    "link header alone": (ether() / ip() / TCP(), 14, NO_IP, Class.NON_IP, ("short_ip",)),
+    "half a tag": (ether() / TAG / ip() / TCP(), 16, NO_IP, Class.NON_IP, ("short_frame",)),
+    "IPv4 before its source ends": (ether() / ip() / TCP(), 29, NO_IP, Class.NON_IP, ("short_ip",)),
+    "IPv4 behind its source": (ether() / ip() / TCP(), 30, IPV4, Class.TCP, ("short_ip",)),
+    "IPv6 before its source ends": (ether() / ipv6(number=6, transport=TCP()), 37, NO_IP, Class.NON_IP, ("short_ip",)),
+    "IPv6 behind its source": (ether() / ipv6(number=6, transport=TCP()), 38, IPV6, Class.TCP, ("short_ip",)),
+    "options cut": (ether() / ip(options=[IPOption_RR(routers=["0.0.0.0"] * 3)]) / TCP(), 40, IPV4, Class.TCP, ("ip_length",)),
+    "no transport": (ether() / ip() / TCP(), 34, IPV4, Class.TCP, ("short_transport",)),
+    "half the ports": (ether() / ip() / UDP53, 37, IPV4, Class.UDP, ("short_transport",)),
+    "half an extension header": (ether() / ipv6(IPv6ExtHdrHopByHop(**PAD), number=6, transport=TCP()), 58, IPV6, Class.OTHER,
                                  ("short_extension",)),
 }  # fmt: skip
 
@@ -194,7 +196,13 @@ UNLISTED = {
     ("log", False): Outcome.DEFAULT_LOGGED, ("log", True): Outcome.DEFAULT_LOGGED,
     ("deny", False): Outcome.DEFAULT_DENIED_PASSED, ("deny", True): Outcome.DEFAULT_DENIED_DROPPED,
 }  # fmt: skip
-REPORTED = {Outcome.DENIED_PASSED, Outcome.DENIED_DROPPED, Outcome.DEFAULT_LOGGED, Outcome.DEFAULT_DENIED_PASSED, Outcome.DEFAULT_DENIED_DROPPED}
+REPORTED = {
+    Outcome.DENIED_PASSED,
+    Outcome.DENIED_DROPPED,
+    Outcome.DEFAULT_LOGGED,
+    Outcome.DEFAULT_DENIED_PASSED,
+    Outcome.DEFAULT_DENIED_DROPPED,
+}
 
 
 @pytest.mark.parametrize("listed", SOURCES)

@@ -1,0 +1,200 @@
+"""Loading: what is kept from before, what a feature that is off saves, and what is said when the program cannot be had."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from xdpmond.errors import KernelError
+from xdpmond.kernel import libbpf, loader
+from xdpmond.model import Count, Outcome, Prefix, Verdict
+
+from .harness import Harness, by_key, small_build
+from .packets import tcp
+
+FRAME = tcp("198.51.100.1", 22)
+
+
+@pytest.fixture
+def load() -> Iterator[Callable[..., Harness]]:
+    made: list[Harness] = []
+
+    def start(build: loader.Build, kept: dict[str, int] | None = None) -> Harness:
+        made.append(Harness(build, loader.load(build, kept)))
+        return made[-1]
+
+    yield start
+    for harness in made:
+        harness.close()
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the C sources, in whose place it is used."""
+    copy = tmp_path / "bpf"
+    shutil.copytree(loader.source_directory(), copy)
+    monkeypatch.setenv("XDPMOND_BPF_DIR", str(copy))
+    return copy
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1, f"{old!r} is not there once"
+    path.write_text(text.replace(old, new))
+
+
+def test_kept_maps_go_on_with_their_contents(datapath: Harness, load: Callable[..., Harness]) -> None:
+    datapath.policy(deny=["198.51.100.0/24"])
+    datapath.enforce()
+    datapath.send(FRAME)
+    totals = datapath.totals_by_outcome()
+    again = load(datapath.build, datapath.loaded.maps)
+    assert again.loaded.reused == frozenset(datapath.build.maps)
+    assert again.loaded.identity == datapath.loaded.identity
+    assert libbpf.program_id(again.loaded.programs["xdpmond"]) != libbpf.program_id(datapath.loaded.programs["xdpmond"])
+    assert again.totals_by_outcome() == totals
+    again.rules.adopt()
+    assert again.rules.current() == {Prefix.parse("198.51.100.0/24"): Verdict.DENY}
+    # Both programs count in the same place, and the new one obeys the same policy.
+    again.enforce()
+    assert again.send(FRAME) == libbpf.XDP_DROP
+    assert datapath.totals_by_outcome()[Outcome.DENIED_DROPPED] - totals[Outcome.DENIED_DROPPED] == Count(1, len(FRAME))
+    assert by_key(datapath.running())["198.51.100.1", 6, 22] == (2, 2 * len(FRAME), 0)
+
+
+def test_maps_of_another_size_are_new(datapath: Harness, load: Callable[..., Harness]) -> None:
+    datapath.send(FRAME)
+    before = datapath.totals_by_outcome()
+    larger = dataclasses.replace(datapath.build, sets=2 * datapath.build.sets)
+    again = load(larger, datapath.loaded.maps)
+    assert set(datapath.build.maps) - again.loaded.reused == {"talkers"}
+    assert libbpf.map_info(again.loaded.maps["talkers"])[3] == larger.cpus * larger.sets
+    assert not len(again.running()) and len(datapath.running())
+    assert again.totals_by_outcome() == before
+    assert again.loaded.identity != datapath.loaded.identity
+
+
+def test_a_rule_s_counters_are_kept_with_the_tries_alone(datapath: Harness, load: Callable[..., Harness]) -> None:
+    """An index in a trie means a counter: of these maps all are kept or none."""
+    for other in (dataclasses.replace(datapath.build, prefixes=1000), dataclasses.replace(datapath.build, rule_cells=100)):
+        again = load(other, datapath.loaded.maps)
+        assert set(datapath.build.maps) - again.loaded.reused == {"policy_0", "policy_1", "rules"}
+
+
+def test_what_is_off_is_not_compiled_in(datapath: Harness, load: Callable[..., Harness]) -> None:
+    without = load(dataclasses.replace(datapath.build, ring_pages=0))
+    assert without.ring is None
+    assert not {"events", "sampler", "budget"} & set(without.loaded.maps)
+    for name in loader.PROGRAMS:
+        assert libbpf.instruction_count(without.loaded.programs[name]) < libbpf.instruction_count(datapath.loaded.programs[name])
+    before = without.totals_by_outcome()[Outcome.DEFAULT_LOGGED]
+    without.send(FRAME)
+    assert without.totals_by_outcome()[Outcome.DEFAULT_LOGGED] - before == Count(1, len(FRAME))
+    # And on again, on the same maps.
+    again = load(datapath.build, without.loaded.maps)
+    assert set(datapath.build.maps) - again.loaded.reused == {"events", "sampler", "budget"}
+    assert len(again.run(FRAME).events) == 1
+
+
+def test_without_frames_of_several_buffers(datapath: Harness, load: Callable[..., Harness]) -> None:
+    """As on a kernel before 5.18."""
+    plain = load(dataclasses.replace(datapath.build, frags=False))
+    frame = FRAME.ljust(1514, b"x")
+    seen = plain.run(frame)
+    assert (seen.size, seen.event["destination_port"]) == (len(frame), 22)
+
+
+def test_the_identity_is_that_of_sources_and_definitions(sources: Path) -> None:
+    build = small_build()
+    first = build.identity(sources)
+    assert build.identity(sources) == first
+    assert dataclasses.replace(build, prefixes=build.prefixes + 1).identity(sources) != first
+    with (sources / "parse.h").open("a") as header:
+        header.write("\n")
+    assert build.identity(sources) != first
+
+
+def test_the_daemon_does_not_map_the_compiler(datapath: Harness) -> None:
+    maps = Path("/proc/self/maps").read_text()
+    assert "libbcc" not in maps and "LLVM" not in maps
+
+
+def test_no_descriptor_is_inherited(datapath: Harness) -> None:
+    for fd in (*datapath.loaded.programs.values(), *datapath.loaded.maps.values()):
+        assert not os.get_inheritable(fd)
+
+
+def test_a_load_leaves_no_descriptor_behind(datapath: Harness, sources: Path) -> None:
+    def open_descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    loader.load(datapath.build).close()
+    before = open_descriptors()
+    loader.load(datapath.build, datapath.loaded.maps).close()
+    assert open_descriptors() == before
+    edit(sources / "parse.h", "u8 later;", "u8 latter;")
+    with pytest.raises(KernelError):
+        loader.load(datapath.build)
+    assert open_descriptors() == before
+
+
+def test_clang_s_own_words(datapath: Harness, sources: Path) -> None:
+    edit(sources / "xdpmond.bpf.c", "return handle(ctx, true);", "return handle(ctx, true) + frobnicated;")
+    with pytest.raises(KernelError) as raised:
+        loader.load(datapath.build)
+    assert "does not compile" in raised.value.message
+    assert "use of undeclared identifier 'frobnicated'" in raised.value.hint
+
+
+def test_clang_s_first_words_of_many(datapath: Harness, sources: Path) -> None:
+    """A wrong header makes a cascade of errors: the first is the one that helps."""
+    edit(sources / "abi.h", "struct xm_count {", "struct xm_countt {")
+    with pytest.raises(KernelError) as raised:
+        loader.load(datapath.build)
+    assert "xm_count" in raised.value.hint
+    assert "error:" in raised.value.hint
+
+
+def test_a_call_of_what_is_not_declared(datapath: Harness, sources: Path) -> None:
+    """It would become a jump out of range."""
+    edit(sources / "parse.h", "u32 total = bpf_ntohs(ip->tot_len);", "u32 total = ntohs(ip->tot_len);")
+    with pytest.raises(KernelError) as raised:
+        loader.load(datapath.build)
+    assert "ntohs" in raised.value.hint
+
+
+def test_the_verifier_s_own_words(datapath: Harness, sources: Path) -> None:
+    edit(sources / "parse.h", "if ((void *)(eth + 1) > c->end) {", "if (0) {")
+    with pytest.raises(KernelError) as raised:
+        loader.load(datapath.build)
+    assert "the kernel refuses the program xdpmond" in raised.value.message
+    assert "invalid access to packet" in raised.value.hint
+
+
+def test_sources_that_are_not_there(datapath: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDPMOND_BPF_DIR", str(tmp_path))
+    with pytest.raises(KernelError) as raised:
+        loader.load(datapath.build)
+    assert str(tmp_path) in raised.value.message
+
+
+def test_bcc_that_is_not_there(datapath: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bcc.py").write_text("raise ImportError('libbcc.so.0: no such file')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(KernelError) as raised:
+        loader.load(datapath.build)
+    assert "libbcc.so.0: no such file" in raised.value.message
+    assert "python3-bpfcc" in raised.value.hint
+
+
+def test_a_compiler_that_dies(datapath: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bcc.py").write_text("import os, sys; sys.stderr.write('out of memory'); sys.stderr.flush(); os.kill(os.getpid(), 9)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(KernelError) as raised:
+        loader.load(datapath.build)
+    assert "out of memory" in raised.value.hint
