@@ -1,7 +1,8 @@
 """The use-cases: what a person or a program can ask of the daemon, whatever the way they came by.
 
 Every change goes the same way: read strictly, make the policy that would hold, look whether it cuts anybody off, put it in the kernel,
-keep it, tell. If a step refuses, all is as it was before. Changes wait for each other; questions do not.
+keep it, tell. If a step refuses, all is as it was before. Changes wait for each other; questions do not. What takes long with a million
+prefixes or talkers is done in threads, on values that nobody changes.
 
 The kernel's side is reached through `Kernel`, whose calls block and are made in one thread, `in_kernel_thread`.
 """
@@ -155,7 +156,8 @@ class Service:
             over = self._policy.expired(self._ports.clock())
             if not over:
                 return
-            await self._commit(self._policy.with_changes(remove=[(entry.prefix, entry.origin) for entry in over]))
+            policy = await asyncio.to_thread(self._policy.with_changes, remove=[(entry.prefix, entry.origin) for entry in over])
+            await self._commit(policy)
         for entry in over[:20]:
             text = f"{entry.verdict} {entry.prefix} has ended" + (f" ({entry.reason})" if entry.reason else "")
             self._report(Message.ENTRY_EXPIRED, text, prefix=str(entry.prefix), verdict=entry.verdict, reason=entry.reason)
@@ -190,10 +192,10 @@ class Service:
 
     async def change_from_file(self, verdict: Verdict, fd: int, *, caller: Caller, seconds: float | None = None, reason: str = "",
                                force: bool = False, extra_peers: Sequence[str] = ()) -> Json:  # fmt: skip
-        """The same with the prefixes of a file: one a line, `#` begins a comment."""
+        """The same with the prefixes of a file: one a line, `#` begins a comment. `applied` is their number, each counted once."""
         parsed = await asyncio.to_thread(_read_prefixes, os.dup(fd))
         _, notes = await self._add(verdict, parsed, caller, seconds, reason, force, extra_peers)
-        return {"applied": len(set(parsed)), "mode": self.mode, "notes": notes}
+        return {"applied": len(parsed), "mode": self.mode, "notes": notes}
 
     async def _add(self, verdict: Verdict, prefixes: Sequence[Prefix], caller: Caller, seconds: float | None, reason: str, force: bool,
                    extra_peers: Sequence[str]) -> tuple[Policy, list[str]]:  # fmt: skip
@@ -202,13 +204,16 @@ class Service:
         if seconds is not None and not 1 <= seconds <= 10 * 365 * 86400:
             raise UsageError(f"{seconds:g} seconds is no time to hold an entry", hint="from 1s to 3650d")
         reason = parse_reason(reason)
-        refuse_everything(prefixes, force)
+        await asyncio.to_thread(refuse_everything, prefixes, force)
         now = self._ports.clock()
         expires = None if seconds is None else now + seconds
         async with self._changing:
             before = self._policy
-            add = [Entry(prefix, verdict, Origin.OPERATOR, now, expires, reason) for prefix in prefixes]
-            policy = before.with_changes(add)
+
+            def changed() -> Policy:
+                return before.with_changes([Entry(prefix, verdict, Origin.OPERATOR, now, expires, reason) for prefix in prefixes])
+
+            policy = await asyncio.to_thread(changed)
             await self._guard(caller, policy, self._strictest_mode(), force, extra_peers)
             notes = await self._commit(policy)
         what = f"{prefixes[0]}" if len(prefixes) == 1 else f"{len(prefixes)} prefixes"
@@ -236,7 +241,7 @@ class Service:
                 own = [entry for entry in entries if entry.origin is not Origin.CONFIGURATION] or entries
                 doomed += [(entry.prefix, entry.origin) for entry in own]
             before = self._policy
-            policy = before.with_changes(remove=doomed)
+            policy = await asyncio.to_thread(before.with_changes, remove=doomed)
             await self._guard(caller, policy, self._strictest_mode(), force, extra_peers)
             notes = await self._commit(policy)
         removed = [documents.applied(entry) for prefix, origin in doomed for entry in before.at(prefix) if entry.origin is origin]
@@ -280,7 +285,7 @@ class Service:
 
     async def _commit(self, policy: Policy) -> list[str]:
         """Make the policy hold: in the kernel, then here, then on disk. Returns notes for the caller."""
-        set_, delete = difference(self._policy, policy)
+        set_, delete = await asyncio.to_thread(difference, self._policy, policy)
         if set_ or delete:
             await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, set_, delete, self._config.default)
         self._policy = policy
@@ -288,10 +293,14 @@ class Service:
         return await self._save()
 
     async def _save(self) -> list[str]:
-        entries = tuple(entry for entry in self._policy.entries() if entry.origin is not Origin.CONFIGURATION)
-        modes = self._unconfirmed.before if self._unconfirmed else self._modes
+        policy, modes = self._policy, self._unconfirmed.before if self._unconfirmed else self._modes
+
+        def save() -> None:
+            entries = tuple(entry for entry in policy.entries() if entry.origin is not Origin.CONFIGURATION)
+            self._ports.store.save(State(entries, modes.everywhere, dict(modes.on)))
+
         try:
-            await asyncio.to_thread(self._ports.store.save, State(entries, modes.everywhere, dict(modes.on)))
+            await asyncio.to_thread(save)
         except StateError as error:
             self._report(Message.STATE_PROBLEM, str(error))
             return [f"not kept on disk: {error}"]
@@ -390,7 +399,7 @@ class Service:
                 self.notify("", {})
                 raise
             notes = documents.restart_notes(self._config, config)
-            set_, delete = difference(self._policy, policy)
+            set_, delete = await asyncio.to_thread(difference, self._policy, policy)
             await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, set_, delete, config.default)
             self._policy, self._config = policy, config
             await self._ports.in_kernel_thread(self._ports.kernel.configure, config)
@@ -420,8 +429,14 @@ class Service:
     async def status(self) -> Json:
         """The document of `xdpmonctl status --json`; its keys are stable."""
         totals, before, running, after, facts = await self._counters()
-        recent = merge(self.window.rows if self.window else NO_ROWS, running)
-        top = strongest(merge(recent), "packets", 5)
+        last = self.window
+
+        def traffic() -> tuple[list[Json], Json]:
+            recent = merge(last.rows if last else NO_ROWS, running)
+            top = [self._talker(row) for row in strongest(recent, "packets", 5)]
+            return top, documents.window(last, recent, self._config.window)
+
+        top, window = await asyncio.to_thread(traffic)
         began = self.window_began
         if totals.at - began.at < 5 and self.window_before is not None:
             began = self.window_before
@@ -441,8 +456,8 @@ class Service:
             "totals": documents.totals(totals),
             "rates": documents.rates(began, totals),
             "books": documents.books(before, after, self.tracked_closed, running),
-            "window": documents.window(self.window, recent, self._config.window),
-            "top": [self._talker(row) for row in top],
+            "window": window,
+            "top": top,
             "tables": documents.tables(facts, after, running, self._policy),
             "losses": {"ring_full": after.ring_full, "over_budget": after.over_budget, "merged": after.merged, **self._ports.losses()},
             "anomalies": {name: number for name, number in after.anomalies.items() if number},
@@ -482,8 +497,14 @@ class Service:
             action = Action.PASS
         else:
             action = Action.DROP if verdict is Verdict.DENY and mode is Mode.ENFORCE else Action.LOG
-        recent = merge(self.window.rows if self.window else NO_ROWS, running)
-        own = recent[(recent["source"] == np.frombuffer(packed.ljust(16, b"\0"), "u1")).all(axis=1) & (recent["family"] == family)]
+        last = self.window
+
+        def talkers() -> list[Json]:
+            recent = np.concatenate([last.rows if last else NO_ROWS, running])
+            own = recent[(recent["source"] == np.frombuffer(packed.ljust(16, b"\0"), "u1")).all(axis=1) & (recent["family"] == family)]
+            return [self._talker(row) for row in strongest(merge(own), "packets", 20)]
+
+        sent = await asyncio.to_thread(talkers)
         explained = [documents.entry(entry, policy.at(entry.prefix)[0] is entry, counts.get(entry.prefix)) for entry in covering]
         return {
             "address": address,
@@ -494,7 +515,7 @@ class Service:
             "default": self.default,
             "mode": mode,
             "covering": explained,
-            "talkers": [self._talker(row) for row in strongest(own, "packets", 20)],
+            "talkers": sent,
             "text": documents.explanation(covering[0] if covering else None, self.default, mode),
         }
 
@@ -506,20 +527,29 @@ class Service:
 
     async def top(self, *, by: str = "bytes", limit: int = 20, port: int | None = None, protocol: str | None = None,
                   interval: bool = False) -> Iterable[Json]:  # fmt: skip
-        """The strongest talkers of the last full window and the running one; `interval`: of the last full window alone."""
+        """The strongest talkers of the last full window and the running one; `interval`: of the last full window alone. Made as it is
+        read, which a thread may do."""
         if by not in _BY:
             raise UsageError(f"'{by}' is nothing to sort by", hint="bytes, packets or syn")
-        rows = self.window.rows if self.window else NO_ROWS
-        if not interval:
-            rows = merge(rows, await self._ports.in_kernel_thread(self._ports.kernel.read_running))
+        number = None
         if protocol is not None:
             number = _PROTOCOLS.get(protocol) if not protocol.isdigit() else int(protocol)
             if number is None or number > 255:
                 raise UsageError(f"'{protocol}' is not a protocol", hint=f"{', '.join(_PROTOCOLS)} or a number up to 255")
-            rows = rows[rows["protocol"] == number]
-        if port is not None:
-            rows = rows[(rows["port"] == port) & np.isin(rows["protocol"], (6, 17, 132))]
-        return [self._talker(row) for row in strongest(rows, _BY[by], min(max(limit, 1), 100_000))]
+        parts = [self.window.rows if self.window else NO_ROWS]
+        if not interval:
+            parts.append(await self._ports.in_kernel_thread(self._ports.kernel.read_running))
+
+        def talkers() -> Iterable[Json]:
+            rows = merge(*parts)
+            if number is not None:
+                rows = rows[rows["protocol"] == number]
+            if port is not None:
+                rows = rows[(rows["port"] == port) & np.isin(rows["protocol"], (6, 17, 132))]
+            for row in strongest(rows, _BY[by], min(max(limit, 1), 100_000)):
+                yield self._talker(row)
+
+        return talkers()
 
     async def recent_events(self, limit: int) -> Iterable[Json]:
         return [dict(event) for event in self.events.recent(limit)]
@@ -538,7 +568,7 @@ class _Unconfirmed:
 
 
 def _read_prefixes(fd: int) -> list[Prefix]:
-    """The prefixes of a file, strictly; errors name the line. Closes the descriptor."""
+    """The prefixes of a file, strictly, each once; errors name the line. Closes the descriptor."""
     with open(fd, "rb") as file:
         data = file.read(MOST_FILE_BYTES + 1)
     if len(data) > MOST_FILE_BYTES:
@@ -553,4 +583,4 @@ def _read_prefixes(fd: int) -> list[Prefix]:
                 raise PrefixError(f"line {number}: {error.message}", hint=error.hint) from None
     if not prefixes:
         raise UsageError("the file names no prefix")
-    return prefixes
+    return list(dict.fromkeys(prefixes))
