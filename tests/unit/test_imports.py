@@ -34,7 +34,8 @@ ROOMS = {
     "modes": VALUES | {"config"},
     "feeds": set(),
     "documents": VALUES | {"config", "policy", "windows", "rows", "interfaces"},
-    "service": VALUES | {"config", "policy", "windows", "detect", "rows", "state", "messages", "interfaces", "modes", "feeds", "documents", ""},
+    "service": VALUES
+    | {"config", "policy", "windows", "detect", "rows", "state", "messages", "interfaces", "modes", "feeds", "documents", ""},
     "systemd": set(),
     "sinks": VALUES | {"config", "messages"},
     "bus": VALUES | {"service"},
