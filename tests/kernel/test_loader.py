@@ -151,12 +151,13 @@ def test_clang_s_own_words(datapath: Harness, sources: Path) -> None:
     assert "use of undeclared identifier 'frobnicated'" in raised.value.hint
 
 
-def test_clang_s_first_words_of_many(datapath: Harness, sources: Path) -> None:
-    """A wrong header makes a cascade of errors: the first is the one that helps."""
-    edit(sources / "abi.h", "struct xm_count {", "struct xm_countt {")
+@pytest.mark.parametrize(("old", "new"), [("struct xm_count {", "struct xm_countt {"), ("u8 enforce;", "u9 enforce;")])
+def test_clang_s_first_words_of_many(datapath: Harness, sources: Path, old: str, new: str) -> None:
+    """A wrong header makes a cascade of errors, of which the first is the one that helps."""
+    edit(sources / "abi.h", old, new)
     with pytest.raises(KernelError) as raised:
         loader.load(datapath.build)
-    assert "xm_count" in raised.value.hint
+    assert "abi.h:" in raised.value.hint.split(" | ")[0]
     assert "error:" in raised.value.hint
 
 

@@ -145,10 +145,10 @@ def load(build: Build, kept: dict[str, int] | None = None) -> Loaded:
             child.kill()
         said = child.stderr.read().decode(errors="replace").strip() if child.stderr else ""
     if not message:
-        raise KernelError(reason, hint=_last_lines(said))
+        raise KernelError(reason, hint=_telling_lines(said))
     reply = json.loads(message)
     if "error" in reply:
-        raise KernelError(reply["error"], hint=reply["hint"] or _last_lines(said))
+        raise KernelError(reply["error"], hint=reply["hint"] or _telling_lines(said))
     for fd in descriptors:
         os.set_inheritable(fd, False)
     programs = dict(zip(PROGRAMS, descriptors, strict=False))
@@ -156,5 +156,8 @@ def load(build: Build, kept: dict[str, int] | None = None) -> Loaded:
     return Loaded(programs, maps, frozenset(reply["reused"]), build.identity(directory))
 
 
-def _last_lines(text: str) -> str:
-    return " | ".join(text.splitlines()[-4:])
+def _telling_lines(text: str) -> str:
+    """clang's first errors, of which the others follow; else the last words."""
+    lines = text.splitlines()
+    errors = [line for line in lines if "error:" in line]
+    return " | ".join(errors[:3] or lines[-4:])
