@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .config import Config
@@ -18,10 +18,6 @@ class Modes:
 
     def of(self, config: Config, interface: str) -> Mode:
         return self.on.get(interface) or self.everywhere or config.mode_on(interface)
-
-    def strictest(self, config: Config, interfaces: Iterable[str]) -> Mode:
-        """Enforce if it is so on any of them."""
-        return Mode.ENFORCE if any(self.of(config, name) is Mode.ENFORCE for name in interfaces) else Mode.MONITOR
 
     def with_change(self, mode: Mode | None, interface: str = "") -> Modes:
         """Set (None: leave to the files) for one interface, or for all, which ends what was set for single ones."""

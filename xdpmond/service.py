@@ -21,7 +21,7 @@ from . import __version__, documents
 from .config import Config, config_warnings, require_force
 from .errors import GuardError, NoSuchEntryError, PrefixError, StateError, UsageError, XdpmondError
 from .feeds import EventFeed, EventHub
-from .interfaces import InterfaceState
+from .interfaces import DEFAULT, InterfaceState
 from .messages import Message, Record
 from .model import Action, Caller, Count, Entry, Family, Mode, Origin, Prefix, Total, Verdict, parse_address
 from .modes import Modes
@@ -214,7 +214,7 @@ class Service:
                 return before.with_changes([Entry(prefix, verdict, Origin.OPERATOR, now, expires, reason) for prefix in prefixes])
 
             policy = await asyncio.to_thread(changed)
-            await self._guard(caller, policy, self._strictest_mode(), force, extra_peers)
+            await self._guard(caller, policy, force, extra_peers)
             notes = await self._commit(policy)
         what = f"{prefixes[0]}" if len(prefixes) == 1 else f"{len(prefixes)} prefixes"
         until = f" for {seconds:.0f} s" if seconds is not None else ""
@@ -242,7 +242,7 @@ class Service:
                 doomed += [(entry.prefix, entry.origin) for entry in own]
             before = self._policy
             policy = await asyncio.to_thread(before.with_changes, remove=doomed)
-            await self._guard(caller, policy, self._strictest_mode(), force, extra_peers)
+            await self._guard(caller, policy, force, extra_peers)
             notes = await self._commit(policy)
         removed = [documents.applied(entry) for prefix, origin in doomed for entry in before.at(prefix) if entry.origin is origin]
         for prefix in dict.fromkeys(parsed):
@@ -259,9 +259,12 @@ class Service:
         self.notify("PolicyChanged", {"change": str(what), "prefixes": [str(prefix) for prefix in prefixes[:100]], "count": len(prefixes),
                                       "reason": reason, "uid": caller.uid if caller else -1})  # fmt: skip
 
-    async def _guard(self, caller: Caller | None, policy: Policy, mode: Mode, force: bool, extra_peers: Sequence[str] = (),
-                     config: Config | None = None) -> None:  # fmt: skip
-        """Refuse a change that cuts off somebody who is connected to a failsafe port."""
+    async def _guard(self, caller: Caller | None, policy: Policy, force: bool, extra_peers: Sequence[str] = (), *,
+                     modes: Modes | None = None, config: Config | None = None) -> None:  # fmt: skip
+        """Refuse a change that cuts off somebody who is connected to a failsafe port.
+
+        Nobody knows through which interface a peer comes, so it has to get in on each one on which it does so far.
+        """
         if force:
             return
         peers = set(await asyncio.to_thread(self._ports.peers, config or self._config))
@@ -270,8 +273,12 @@ class Service:
                 peers.add(parse_address(text))
             except PrefixError:
                 continue  # a link-local address with its zone: not known to the policy
+        old = self._modes_by_interface(self._modes, self._config)
+        new = self._modes_by_interface(modes or self._modes, config or self._config)
         try:
-            guard_peers(self._policy, self._strictest_mode(), policy, mode, sorted(peers))
+            # What is not watched so far lets everybody in.
+            for was, becomes in {(old.get(name, Mode.MONITOR), mode) for name, mode in new.items()}:
+                guard_peers(self._policy, was, policy, becomes, sorted(peers))
         except XdpmondError as error:
             self._refused(error, caller)
             raise
@@ -279,9 +286,14 @@ class Service:
     def _refused(self, error: XdpmondError, caller: Caller | None) -> None:
         self._report(Message.CHANGE_REFUSED, f"refused: {error}", code=error.code, caller_uid=caller.uid if caller else -1)
 
+    def _modes_by_interface(self, modes: Modes, config: Config) -> dict[str, Mode]:
+        """Of all interfaces that are known, and of those that the configuration names."""
+        names = {*self._known_interfaces(), *(name for name in config.interface if name != DEFAULT)} or {DEFAULT}
+        return {name: modes.of(config, name) for name in names}
+
     def _strictest_mode(self, modes: Modes | None = None, config: Config | None = None) -> Mode:
-        names = self._known_interfaces() or list(self._config.interface)
-        return (modes or self._modes).strictest(config or self._config, names)
+        found = self._modes_by_interface(modes or self._modes, config or self._config)
+        return Mode.ENFORCE if Mode.ENFORCE in found.values() else Mode.MONITOR
 
     async def _commit(self, policy: Policy) -> list[str]:
         """Make the policy hold: in the kernel, then here, then on disk. Returns notes for the caller."""
@@ -325,7 +337,7 @@ class Service:
             try:
                 if self._strictest_mode(after) is Mode.ENFORCE and self._strictest_mode() is not Mode.ENFORCE:
                     require_force(self._config, force, Mode.ENFORCE)
-                await self._guard(caller, self._policy, self._strictest_mode(after), force, extra_peers)
+                await self._guard(caller, self._policy, force, extra_peers, modes=after)
             except GuardError as error:
                 self._refused(error, caller)
                 raise
@@ -392,7 +404,7 @@ class Service:
                 was_so = self._config.default is config.default and self._strictest_mode() is mode
                 require_force(config, self._forced or was_so, mode)
                 policy = await asyncio.to_thread(self._policy.with_configuration, config.entries)
-                await self._guard(caller, policy, mode, False, config=config)
+                await self._guard(caller, policy, False, config=config)
             except XdpmondError as error:
                 self._last_reload = {"when": self._ports.clock(), "ok": False, "message": str(error)}
                 self._report(Message.RELOAD_REFUSED, f"the configuration is refused, the old settings stay: {error}", code=error.code)

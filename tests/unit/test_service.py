@@ -311,6 +311,39 @@ def test_the_guard_holds_for_a_reload():
     run(work)
 
 
+def two_interfaces(world):
+    world.states = [world.states[0], replace(world.states[0], name="eth1", ifindex=3)]
+    return world
+
+
+def test_an_interface_that_enforces_does_not_blind_the_guard_to_the_others():
+    async def work():
+        world = two_interfaces(World(Config(deny=(file_entry("192.0.2.0/24"),))))
+        world.connected = ["192.0.2.7"]
+        await world.set_mode("enforce", interface="eth1", force=True)
+        assert world.modes == {"eth0": Mode.MONITOR, "eth1": Mode.ENFORCE}
+        await world.deny("198.51.100.1")  # cuts off nobody anew
+        with pytest.raises(LockOutError):
+            await world.set_mode("enforce")
+        with pytest.raises(LockOutError):
+            await world.set_mode("enforce", interface="eth0")
+        assert world.modes == {"eth0": Mode.MONITOR, "eth1": Mode.ENFORCE}
+
+    run(work)
+
+
+def test_the_guard_looks_at_interfaces_that_a_reload_adds():
+    async def work():
+        world = World(Config(interface=("eth0",), deny=(file_entry("192.0.2.0/24"),)))
+        world.connected = ["192.0.2.7"]
+        world.files = replace(world.files, interface=("eth0", "eth1"), interfaces={"eth1": Interface(mode=Mode.ENFORCE)})
+        with pytest.raises(LockOutError):
+            await world.service.reload(caller=ROOT)
+        assert world.service.config.interface == ("eth0",)
+
+    run(work)
+
+
 # Mode
 
 
