@@ -227,7 +227,7 @@ class Daemon:
                 tasks.create_task(links.watch(changed.set), name="links"),
                 tasks.create_task(self._follow_links(changed), name="reconcile"),
                 tasks.create_task(self._windows(), name="windows"),
-                tasks.create_task(self._service.expire(), name="expiry"),
+                tasks.create_task(self._service.run(), name="service"),
             ]
             if self._datapath.ring:
                 pump = EventPump(self._datapath, self._publish)

@@ -1,8 +1,8 @@
 """The use-cases: what a person or a program can ask of the daemon, whatever the way they came by.
 
 Every change goes the same way: read strictly, make the policy that would hold, look whether it cuts anybody off, put it in the kernel,
-keep it, tell. If a step refuses, all is as it was before. Changes wait for each other; questions do not. What takes long with a million
-prefixes or talkers is done in threads, on values that nobody changes.
+keep it, tell. If a step refuses, all is as it was before; only a disk that refuses does not undo what holds already, and is told. Changes
+wait for each other; questions do not. What takes long with a million prefixes or talkers is done in threads, on values that nobody changes.
 
 The kernel's side is reached through `Kernel`, whose calls block and are made in one thread, `in_kernel_thread`.
 """
@@ -10,8 +10,9 @@ The kernel's side is reached through `Kernel`, whose calls block and are made in
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -19,7 +20,17 @@ import numpy as np
 
 from . import __version__, documents
 from .config import Config, config_warnings, require_force
-from .errors import GuardError, NoSuchEntryError, PrefixError, StateError, UsageError, XdpmondError
+from .errors import (
+    FileEntryError,
+    GuardError,
+    KernelError,
+    LockOutError,
+    NoSuchEntryError,
+    PrefixError,
+    StateError,
+    UsageError,
+    XdpmondError,
+)
 from .feeds import EventFeed, EventHub
 from .interfaces import DEFAULT, InterfaceState
 from .messages import Message, Record
@@ -35,6 +46,8 @@ Json = dict[str, Any]
 Notify = Callable[[str, Mapping[str, Any]], None]
 
 MOST_FILE_BYTES = 256 << 20
+_LONGEST_WAIT = 60.0
+"""Seconds."""
 _BY = {"bytes": "bytes", "packets": "packets", "syn": "syns", "syns": "syns"}
 _PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
 
@@ -86,6 +99,7 @@ class Service:
         self._subscribers: list[Notify] = []
         self._unconfirmed: _Unconfirmed | None = None
         self._expiry_changed = asyncio.Event()
+        self._confirmation_changed = asyncio.Event()
         self._last_reload: Json = {"when": None, "ok": True, "message": ""}
         self.events = EventHub()
         self.window: Window | None = None
@@ -133,23 +147,44 @@ class Service:
     # Life
 
     async def begin(self, current: Mapping[Prefix, Verdict]) -> None:
-        """Bring the kernel's policy (`current` is what it holds) to ours: before any interface is attached."""
+        """Bring the kernel's policy (`current` is what it holds) to ours: before any interface is attached. What ended while no daemon
+        ran is gone."""
+        over = self._policy.expired(self._ports.clock())
+        self._policy = self._policy.with_changes(remove=[(entry.prefix, entry.origin) for entry in over])
         wanted = {prefix: entry.verdict for prefix, entry in self._policy.effective().items()}
         set_ = {prefix: verdict for prefix, verdict in wanted.items() if current.get(prefix) is not verdict}
         delete = [prefix for prefix in current if prefix not in wanted]
         await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, set_, delete, self._config.default)
+        if over:
+            await self._save()
+            self._tell_expired(over)
 
-    async def expire(self) -> None:
-        """Remove entries whose time is over, as it comes. Ends by cancellation."""
+    async def run(self) -> None:
+        """Do what is due by itself: end entries, take back modes that nobody confirmed. Ends by cancellation."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._expire_in_time(), name="expiry")
+            tasks.create_task(self._revert_in_time(), name="confirmation")
+
+    async def _expire_in_time(self) -> None:
+        refused = False
         while True:
             self._expiry_changed.clear()
             following = self._policy.next_expiry()
             # The wall clock may be set while we wait, so that no wait is long.
-            wait = None if following is None else min(max(following - self._ports.clock(), 0), 60.0)
+            wait = None if following is None else _LONGEST_WAIT
+            if following is not None and not refused:
+                wait = min(max(following - self._ports.clock(), 0), _LONGEST_WAIT)
             try:
                 await asyncio.wait_for(self._expiry_changed.wait(), wait)
+                refused = False
             except TimeoutError:
-                await self._expire_now()
+                try:
+                    await self._expire_now()
+                    refused = False
+                except KernelError as error:
+                    # They stay, and are tried again: an end that comes late is no reason to end the watch.
+                    refused = True
+                    self._report(Message.WARNING, f"entries whose time is over cannot be removed: {error}")
 
     async def _expire_now(self) -> None:
         async with self._changing:
@@ -158,9 +193,14 @@ class Service:
                 return
             policy = await asyncio.to_thread(self._policy.with_changes, remove=[(entry.prefix, entry.origin) for entry in over])
             await self._commit(policy)
+        self._tell_expired(over)
+
+    def _tell_expired(self, over: Sequence[Entry]) -> None:
         for entry in over[:20]:
             text = f"{entry.verdict} {entry.prefix} has ended" + (f" ({entry.reason})" if entry.reason else "")
             self._report(Message.ENTRY_EXPIRED, text, prefix=str(entry.prefix), verdict=entry.verdict, reason=entry.reason)
+        if len(over) > 20:
+            self._report(Message.ENTRY_EXPIRED, f"{len(over) - 20} more entries have ended", count=len(over) - 20)
         self._tell_policy("expired", [entry.prefix for entry in over], "", None)
 
     def subscribe(self, callback: Notify) -> Callable[[], None]:
@@ -204,7 +244,8 @@ class Service:
         if seconds is not None and not 1 <= seconds <= 10 * 365 * 86400:
             raise UsageError(f"{seconds:g} seconds is no time to hold an entry", hint="from 1s to 3650d")
         reason = parse_reason(reason)
-        await asyncio.to_thread(refuse_everything, prefixes, force)
+        with self._refusals_reported(caller):
+            await asyncio.to_thread(refuse_everything, prefixes, force)
         now = self._ports.clock()
         expires = None if seconds is None else now + seconds
         async with self._changing:
@@ -214,7 +255,8 @@ class Service:
                 return before.with_changes([Entry(prefix, verdict, Origin.OPERATOR, now, expires, reason) for prefix in prefixes])
 
             policy = await asyncio.to_thread(changed)
-            await self._guard(caller, policy, force, extra_peers)
+            with self._refusals_reported(caller):
+                await self._guard(policy, force, extra_peers)
             notes = await self._commit(policy)
         what = f"{prefixes[0]}" if len(prefixes) == 1 else f"{len(prefixes)} prefixes"
         until = f" for {seconds:.0f} s" if seconds is not None else ""
@@ -241,8 +283,9 @@ class Service:
                 own = [entry for entry in entries if entry.origin is not Origin.CONFIGURATION] or entries
                 doomed += [(entry.prefix, entry.origin) for entry in own]
             before = self._policy
-            policy = await asyncio.to_thread(before.with_changes, remove=doomed)
-            await self._guard(caller, policy, force, extra_peers)
+            with self._refusals_reported(caller):
+                policy = await asyncio.to_thread(before.with_changes, remove=doomed)
+                await self._guard(policy, force, extra_peers)
             notes = await self._commit(policy)
         removed = [documents.applied(entry) for prefix, origin in doomed for entry in before.at(prefix) if entry.origin is origin]
         for prefix in dict.fromkeys(parsed):
@@ -259,8 +302,8 @@ class Service:
         self.notify("PolicyChanged", {"change": str(what), "prefixes": [str(prefix) for prefix in prefixes[:100]], "count": len(prefixes),
                                       "reason": reason, "uid": caller.uid if caller else -1})  # fmt: skip
 
-    async def _guard(self, caller: Caller | None, policy: Policy, force: bool, extra_peers: Sequence[str] = (), *,
-                     modes: Modes | None = None, config: Config | None = None) -> None:  # fmt: skip
+    async def _guard(self, policy: Policy, force: bool, extra_peers: Sequence[str] = (), *, modes: Modes | None = None,
+                     config: Config | None = None) -> None:  # fmt: skip
         """Refuse a change that cuts off somebody who is connected to a failsafe port.
 
         Nobody knows through which interface a peer comes, so it has to get in on each one on which it does so far.
@@ -275,16 +318,18 @@ class Service:
                 continue  # a link-local address with its zone: not known to the policy
         old = self._modes_by_interface(self._modes, self._config)
         new = self._modes_by_interface(modes or self._modes, config or self._config)
-        try:
-            # What is not watched so far lets everybody in.
-            for was, becomes in {(old.get(name, Mode.MONITOR), mode) for name, mode in new.items()}:
-                guard_peers(self._policy, was, policy, becomes, sorted(peers))
-        except XdpmondError as error:
-            self._refused(error, caller)
-            raise
+        # What is not watched so far lets everybody in.
+        for was, becomes in {(old.get(name, Mode.MONITOR), mode) for name, mode in new.items()}:
+            guard_peers(self._policy, was, policy, becomes, sorted(peers))
 
-    def _refused(self, error: XdpmondError, caller: Caller | None) -> None:
-        self._report(Message.CHANGE_REFUSED, f"refused: {error}", code=error.code, caller_uid=caller.uid if caller else -1)
+    @contextlib.contextmanager
+    def _refusals_reported(self, caller: Caller) -> Iterator[None]:
+        """What a guard refuses stands in the journal: somebody tried."""
+        try:
+            yield
+        except (GuardError, LockOutError, FileEntryError) as error:
+            self._report(Message.CHANGE_REFUSED, f"refused: {error}", code=error.code, caller_uid=caller.uid, caller=caller.name)
+            raise
 
     def _modes_by_interface(self, modes: Modes, config: Config) -> dict[str, Mode]:
         """Of all interfaces that are known, and of those that the configuration names."""
@@ -296,13 +341,19 @@ class Service:
         return Mode.ENFORCE if Mode.ENFORCE in found.values() else Mode.MONITOR
 
     async def _commit(self, policy: Policy) -> list[str]:
-        """Make the policy hold: in the kernel, then here, then on disk. Returns notes for the caller."""
-        set_, delete = await asyncio.to_thread(difference, self._policy, policy)
-        if set_ or delete:
-            await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, set_, delete, self._config.default)
-        self._policy = policy
-        self._expiry_changed.set()
+        """Make the policy hold, and keep it on disk. Returns notes for the caller. A full disk is one: a ban that holds until the next
+        start is better than none."""
+        await self._apply(policy, self._config)
         return await self._save()
+
+    async def _apply(self, policy: Policy, config: Config) -> int:
+        """Make policy and configuration hold: in the kernel, then here. Returns how many rules changed."""
+        set_, delete = await asyncio.to_thread(difference, self._policy, policy)
+        if set_ or delete or config.default is not self._config.default:
+            await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, set_, delete, config.default)
+        self._policy, self._config = policy, config
+        self._expiry_changed.set()
+        return len(set_) + len(delete)
 
     async def _save(self) -> list[str]:
         policy, modes = self._policy, self._unconfirmed.before if self._unconfirmed else self._modes
@@ -332,28 +383,35 @@ class Service:
         async with self._changing:
             if interface and interface not in self._known_interfaces():
                 raise NoSuchEntryError(f"{interface} is not watched", hint=f"watched are: {', '.join(self._known_interfaces()) or 'none'}")
-            before = self._modes
+            before, pending = self._modes, self._unconfirmed
             after = before.with_change(wanted, interface)
-            try:
+            with self._refusals_reported(caller):
                 if self._strictest_mode(after) is Mode.ENFORCE and self._strictest_mode() is not Mode.ENFORCE:
-                    require_force(self._config, force, Mode.ENFORCE)
-                await self._guard(caller, self._policy, force, extra_peers, modes=after)
-            except GuardError as error:
-                self._refused(error, caller)
-                raise
+                    require_force(self._config, force or self._forced, Mode.ENFORCE)
+                await self._guard(self._policy, force, extra_peers, modes=after)
             self._modes = after
-            pending, self._unconfirmed = self._unconfirmed, None
-            if pending:
-                pending.timer.cancel()
-            if confirm is not None:
-                timer = asyncio.get_running_loop().call_later(confirm, self._start_revert)
-                self._unconfirmed = _Unconfirmed(pending.before if pending else before, self._ports.clock() + confirm, timer)
-            await self._ports.reconcile()
+            try:
+                await self._ports.reconcile()
+            except BaseException:
+                self._modes = before
+                raise
+            self._await_confirmation(pending, before, wanted, interface, confirm)
             notes = await self._save()
         shown = self.mode_on(interface) if interface else self.mode
         self._tell_mode(shown, interface, f"uid {caller.uid}", caller.uid)
         notes += [warning for warning in config_warnings(replace(self._config, mode=shown)) if shown is Mode.ENFORCE]
         return {"mode": shown, "file_mode": self.file_mode, "interface": interface, "confirm_seconds": confirm, "notes": notes}
+
+    def _await_confirmation(self, pending: _Unconfirmed | None, before: Modes, wanted: Mode | None, interface: str,
+                            confirm: float | None) -> None:  # fmt: skip
+        """Remember what the modes go back to. A change of one interface leaves what waits for the others waiting."""
+        if confirm is not None:
+            ends = asyncio.get_running_loop().time() + confirm
+            self._unconfirmed = _Unconfirmed(pending.before if pending else before, interface, ends)
+        elif pending:
+            back = pending.before.with_change(wanted, interface)
+            self._unconfirmed = None if back == self._modes else replace(pending, before=back)
+        self._confirmation_changed.set()
 
     def _known_interfaces(self) -> list[str]:
         return [state.name for state in self._ports.interface_states()]
@@ -363,18 +421,26 @@ class Service:
         self._report(Message.MODE_CHANGED, f"{mode} mode{where}, by {who}", mode=mode, interface=interface, caller_uid=uid)
         self.notify("ModeChanged", {"mode": str(mode), "interface": interface, "by": who})
 
-    def _start_revert(self) -> None:
-        self._reverting = asyncio.ensure_future(self._revert())
+    async def _revert_in_time(self) -> None:
+        """Take back a mode that nobody confirms. By the loop's time: a wall clock that is set back must not prolong it."""
+        while True:
+            self._confirmation_changed.clear()
+            pending = self._unconfirmed
+            wait = None if pending is None else max(pending.ends - asyncio.get_running_loop().time(), 0)
+            try:
+                await asyncio.wait_for(self._confirmation_changed.wait(), wait)
+            except TimeoutError:
+                await self._revert(pending)
 
-    async def _revert(self) -> None:
+    async def _revert(self, pending: _Unconfirmed | None) -> None:
         async with self._changing:
-            pending, self._unconfirmed = self._unconfirmed, None
-            if pending is None:
-                return
-            self._modes = pending.before
+            if pending is None or self._unconfirmed is not pending:
+                return  # confirmed, or changed, in the last moment
+            self._modes, self._unconfirmed = pending.before, None
             await self._ports.reconcile()
             await self._save()
-        self._tell_mode(self.mode, "", "the time to confirm having passed", 0)
+        mode = self.mode_on(pending.interface) if pending.interface else self.mode
+        self._tell_mode(mode, pending.interface, "the time to confirm having passed", 0)
 
     async def confirm(self, *, caller: Caller) -> Json:
         """Keep the mode that waits to be confirmed."""
@@ -382,48 +448,54 @@ class Service:
             pending, self._unconfirmed = self._unconfirmed, None
             if pending is None:
                 raise NoSuchEntryError("no change waits to be confirmed")
-            pending.timer.cancel()
+            self._confirmation_changed.set()
             notes = await self._save()
         return {"mode": self.mode, "notes": notes}
 
     # Configuration
 
     async def reload(self, *, caller: Caller) -> Json:
-        """Read all files again and apply the difference. A file that is refused changes nothing."""
-        self._ports.reloading(True)
-        try:
-            return await self._reload(caller)
-        finally:
-            self._ports.reloading(False)
-
-    async def _reload(self, caller: Caller) -> Json:
+        """Read all files again and apply the difference. What is refused changes nothing."""
         async with self._changing:
+            self._ports.reloading(True)
             try:
-                config = await asyncio.to_thread(self._ports.load_config)
-                mode = self._strictest_mode(config=config)
-                was_so = self._config.default is config.default and self._strictest_mode() is mode
-                require_force(config, self._forced or was_so, mode)
-                policy = await asyncio.to_thread(self._policy.with_configuration, config.entries)
-                await self._guard(caller, policy, False, config=config)
-            except XdpmondError as error:
-                self._last_reload = {"when": self._ports.clock(), "ok": False, "message": str(error)}
-                self._report(Message.RELOAD_REFUSED, f"the configuration is refused, the old settings stay: {error}", code=error.code)
+                changed, notes = await self._reload()
+            except Exception as error:
+                said = str(error) if isinstance(error, XdpmondError) else f"internal error: {error!r}"
+                self._last_reload = {"when": self._ports.clock(), "ok": False, "message": said}
+                code = error.code if isinstance(error, XdpmondError) else XdpmondError.code
+                self._report(Message.RELOAD_REFUSED, f"the configuration is refused, the old settings stay: {said}", code=code)
                 self.notify("", {})
                 raise
-            notes = documents.restart_notes(self._config, config)
-            set_, delete = await asyncio.to_thread(difference, self._policy, policy)
-            await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, set_, delete, config.default)
-            self._policy, self._config = policy, config
-            await self._ports.in_kernel_thread(self._ports.kernel.configure, config)
-            await self._ports.reconcile()
-            self._expiry_changed.set()
-        notes += config_warnings(config)
-        changed = len(set_) + len(delete)
-        message = f"configuration read again: {changed} rule{'s' if changed != 1 else ''} changed"
-        self._last_reload = {"when": self._ports.clock(), "ok": True, "message": message}
+            finally:
+                self._ports.reloading(False)
+            message = f"configuration read again: {changed} rule{'s' if changed != 1 else ''} changed"
+            self._last_reload = {"when": self._ports.clock(), "ok": True, "message": message}
         self._report(Message.RELOADED, "; ".join([message, *notes]), changed=changed, caller_uid=caller.uid)
         self.notify("PolicyChanged", {"change": "reload", "prefixes": [], "count": changed, "reason": "", "uid": caller.uid})
         return {"message": message, "notes": notes, "changed": changed}
+
+    async def _reload(self) -> tuple[int, list[str]]:
+        """Returns how many rules changed, and notes."""
+        config = await asyncio.to_thread(self._ports.load_config)
+        mode = self._strictest_mode(config=config)
+        was_so = self._config.default is config.default and self._strictest_mode() is mode
+        require_force(config, self._forced or was_so, mode)
+        policy = await asyncio.to_thread(self._policy.with_configuration, config.entries)
+        await self._guard(policy, False, config=config)
+        before = self._policy, self._config
+        changed = await self._apply(policy, config)
+        try:
+            await self._ports.in_kernel_thread(self._ports.kernel.configure, config)
+            await self._ports.reconcile()
+        except BaseException:
+            await self._apply(*before)
+            await self._ports.in_kernel_thread(self._ports.kernel.configure, before[1])
+            raise
+        notes = documents.restart_notes(before[1], config) + config_warnings(config)
+        if policy.count(Origin.AUTOMATIC) != before[0].count(Origin.AUTOMATIC):
+            notes += await self._save()  # the files allow now what was banned
+        return changed, notes
 
     # Questions
 
@@ -482,7 +554,7 @@ class Service:
             return None
         return {
             "mode": self._unconfirmed.before.everywhere or self._config.mode,
-            "seconds_left": max(0.0, self._unconfirmed.ends - self._ports.clock()),
+            "seconds_left": round(max(0.0, self._unconfirmed.ends - asyncio.get_running_loop().time()), 3),
         }
 
     async def entries(self) -> Iterable[Json]:
@@ -570,13 +642,13 @@ class Service:
         return self.events.follow()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Unconfirmed:
-    """What the modes go back to unless the change is confirmed, and when."""
+    """What the modes go back to unless the change is confirmed; the interface that was changed, if one; and when, by the loop's time."""
 
     before: Modes
+    interface: str
     ends: float
-    timer: asyncio.TimerHandle
 
 
 def _read_prefixes(fd: int) -> list[Prefix]:

@@ -33,6 +33,10 @@ def cancelled(task):
     return asyncio.gather(task, return_exceptions=True)
 
 
+def running(world):
+    return asyncio.create_task(world.service.run())
+
+
 # Changes of the policy
 
 
@@ -109,6 +113,18 @@ def test_everything_may_be_denied_by_force():
         world = World()
         await world.deny("0.0.0.0/0", force=True)
         assert world.verdicts() == {"0.0.0.0/0": "deny"}
+
+    run(work)
+
+
+@pytest.mark.parametrize("call", ["everything", "file entry"])
+def test_what_a_guard_refuses_stands_in_the_journal(call):
+    async def work():
+        world = World(Config(deny=(file_entry("203.0.113.0/24"),)))
+        with pytest.raises((GuardError, FileEntryError)):
+            await (world.deny("::/0") if call == "everything" else world.service.remove(["203.0.113.0/24"], caller=ROOT))
+        (record,) = world.reports(Message.CHANGE_REFUSED)
+        assert (record.fields["caller_uid"], record.fields["caller"]) == (0, ":1.7")
 
     run(work)
 
@@ -398,12 +414,17 @@ def test_enforcing_a_denied_default_is_said_twice():
 def test_an_unconfirmed_mode_goes_back():
     async def work():
         world = World()
+        task = running(world)
         done = await world.set_mode("enforce", confirm=60)
         assert (done["mode"], done["confirm_seconds"], world.modes["eth0"]) == ("enforce", 60, Mode.ENFORCE)
         assert world.store.saved.mode is None  # a restart in between goes back too
-        assert (await world.service.status())["confirm"] == {"mode": "monitor", "seconds_left": 60}
+        waits = (await world.service.status())["confirm"]
+        assert waits["mode"] == "monitor"
+        assert 0 < waits["seconds_left"] <= 60
+        world.now -= 86400  # the wall clock has no say in it
         advance(61)
         await world.until(lambda: len(world.signals("ModeChanged")) == 2)
+        await cancelled(task)
         assert world.modes == {"eth0": Mode.MONITOR}
         assert world.service.mode is Mode.MONITOR
         assert (await world.service.status())["confirm"] is None
@@ -416,12 +437,75 @@ def test_an_unconfirmed_mode_goes_back():
 def test_a_confirmed_mode_stays():
     async def work():
         world = World()
+        task = running(world)
         await world.set_mode("enforce", confirm=60)
         await world.service.confirm(caller=ROOT)
         assert world.store.saved.mode is Mode.ENFORCE
         advance(61)
         await world.deny("192.0.2.1")
         assert world.service.mode is Mode.ENFORCE
+        await cancelled(task)
+
+    run(work)
+
+
+def test_what_waits_to_be_confirmed_waits_on_when_one_interface_is_changed():
+    async def work():
+        world = two_interfaces(World())
+        task = running(world)
+        await world.set_mode("enforce", confirm=60)
+        await world.set_mode("enforce", interface="eth1")
+        assert world.store.saved == State(interface_modes={"eth1": Mode.ENFORCE})
+        advance(61)
+        await world.until(lambda: len(world.signals("ModeChanged")) == 3)
+        assert world.modes == {"eth0": Mode.MONITOR, "eth1": Mode.ENFORCE}
+        await cancelled(task)
+
+    run(work)
+
+
+def test_a_mode_for_all_ends_the_waiting():
+    async def work():
+        world = World()
+        task = running(world)
+        await world.set_mode("enforce", confirm=60)
+        await world.set_mode("enforce")
+        with pytest.raises(NoSuchEntryError):
+            await world.service.confirm(caller=ROOT)
+        advance(61)
+        await world.deny("192.0.2.1")
+        assert world.service.mode is Mode.ENFORCE
+        assert world.store.saved.mode is Mode.ENFORCE
+        await cancelled(task)
+
+    run(work)
+
+
+def test_one_interface_goes_back_by_itself():
+    async def work():
+        world = two_interfaces(World())
+        task = running(world)
+        await world.set_mode("enforce", interface="eth1", confirm=5)
+        assert world.modes == {"eth0": Mode.MONITOR, "eth1": Mode.ENFORCE}
+        advance(6)
+        await world.until(lambda: len(world.signals("ModeChanged")) == 2)
+        assert world.signals("ModeChanged")[-1] == {"mode": "monitor", "interface": "eth1", "by": "the time to confirm having passed"}
+        assert world.modes == {"eth0": Mode.MONITOR, "eth1": Mode.MONITOR}
+        await cancelled(task)
+
+    run(work)
+
+
+def test_a_mode_that_cannot_be_put_in_place_does_not_hold():
+    async def work():
+        world = World()
+        await world.set_mode("enforce", confirm=60)
+        before = world.snapshot()
+        world.reconcile_refused = kernel_refuses("netlink is busy")
+        with pytest.raises(KernelError):
+            await world.set_mode("monitor")
+        assert world.snapshot() == before
+        await world.service.confirm(caller=ROOT)  # still waits
 
     run(work)
 
@@ -442,15 +526,11 @@ def test_a_restart_before_the_confirmation_starts_with_the_mode_before():
 # Expiry
 
 
-def expiring(world):
-    return asyncio.create_task(world.service.expire())
-
-
 def test_an_entry_ends_by_itself():
     async def work():
         world = World()
         await world.service.begin({})
-        task = expiring(world)
+        task = running(world)
         await world.deny("192.0.2.1", seconds=30, reason="scan")
         await world.deny("192.0.2.2")
         world.now += 30
@@ -468,7 +548,7 @@ def test_an_entry_ends_by_itself():
 def test_an_entry_that_was_prolonged_does_not_end_at_its_old_time():
     async def work():
         world = World()
-        task = expiring(world)
+        task = running(world)
         await world.deny("192.0.2.1", seconds=30)
         await world.deny("192.0.2.2", seconds=40)
         await world.deny("192.0.2.1", seconds=3000)
@@ -484,7 +564,7 @@ def test_an_entry_that_was_prolonged_does_not_end_at_its_old_time():
 def test_a_clock_that_is_set_forward_is_noticed_within_a_minute():
     async def work():
         world = World()
-        task = expiring(world)
+        task = running(world)
         await world.deny("192.0.2.1", seconds=86400)
         world.now += 90000  # the wall clock alone
         advance(61)
@@ -498,7 +578,7 @@ def test_a_clock_that_is_set_forward_is_noticed_within_a_minute():
 def test_a_clock_that_is_set_back_ends_nothing_early():
     async def work():
         world = World()
-        task = expiring(world)
+        task = running(world)
         await world.deny("192.0.2.1", seconds=100)
         world.now -= 3600
         for _ in range(5):
@@ -510,6 +590,46 @@ def test_a_clock_that_is_set_back_ends_nothing_early():
         await world.until(lambda: bool(world.reports(Message.ENTRY_EXPIRED)))
         assert "192.0.2.1/32" not in world.verdicts()
         await cancelled(task)
+
+    run(work)
+
+
+def test_a_kernel_that_refuses_an_end_is_asked_again():
+    async def work():
+        world = World()
+        task = running(world)
+        await world.deny("192.0.2.1", seconds=30)
+        world.kernel.refuse["apply_policy"] = kernel_refuses()
+        world.now += 31
+        advance(31)
+        await world.until(lambda: bool(world.reports(Message.WARNING)))
+        assert world.verdicts() == {"192.0.2.1/32": "deny"}
+        advance(61)
+        await world.until(lambda: bool(world.reports(Message.ENTRY_EXPIRED)))
+        assert world.verdicts() == {}
+        assert len(world.reports(Message.WARNING)) == 1
+        await cancelled(task)
+
+    run(work)
+
+
+def test_what_ended_while_no_daemon_ran_never_holds_again():
+    async def work():
+        world = World(state=State((entry("192.0.2.1", expires=START - 1), entry("192.0.2.2", expires=START + 1))))
+        await world.service.begin({Prefix.parse("192.0.2.1"): DENY})
+        assert world.verdicts() == world.kept() == {"192.0.2.2/32": "deny"}
+        assert len(world.reports(Message.ENTRY_EXPIRED)) == 1
+
+    run(work)
+
+
+def test_many_ends_at_once_are_few_records():
+    async def work():
+        world = World(state=State(tuple(entry(f"192.0.2.{number}", expires=START) for number in range(50))))
+        await world.service.begin({})
+        said = world.reports(Message.ENTRY_EXPIRED)
+        assert len(said) == 21
+        assert said[-1].text.startswith("30 more")
 
     run(work)
 
@@ -562,6 +682,43 @@ def test_a_refused_file_changes_nothing_and_is_said():
         assert "toml:3" in last["message"]
         assert world.reports(Message.RELOAD_REFUSED)
         assert world.reloading == [True, False]
+
+    run(work)
+
+
+@pytest.mark.parametrize("where", ["apply_policy", "configure", "reconcile", "load", "peers"])
+@pytest.mark.parametrize("error", [kernel_refuses(), RuntimeError("a fault of ours")])
+def test_a_reload_that_fails_at_any_step_changes_nothing_and_is_said(where, error):
+    async def work():
+        world = World(Config(deny=(file_entry("203.0.113.0/24"),)))
+        await world.service.begin({})
+        world.kernel.configure(world.files)
+        await world.deny("192.0.2.1")
+        before = (*world.snapshot(), world.kernel.configured)
+        old, world.files = world.files, enforcing(deny=(file_entry("198.51.100.0/24"),), default=Verdict.ALLOW)
+        if where in ("load", "peers", "reconcile"):
+            setattr(world, {"load": "files_refused", "peers": "peers_refused", "reconcile": "reconcile_refused"}[where], error)
+        else:
+            world.kernel.refuse[where] = error
+        with pytest.raises(type(error)):
+            await world.service.reload(caller=ROOT)
+        assert (*world.snapshot(), world.kernel.configured) == before
+        assert not (await world.service.status())["last_reload"]["ok"]
+        assert world.reports(Message.RELOAD_REFUSED)
+        assert world.reloading == [True, False]
+        world.files, world.files_refused, world.peers_refused = old, None, None
+        assert (await world.service.reload(caller=ROOT))["changed"] == 0
+
+    run(work)
+
+
+def test_reloads_at_once_come_one_after_the_other():
+    """systemd has to see each RELOADING=1 answered before the next one."""
+
+    async def work():
+        world = World()
+        await asyncio.gather(*(world.service.reload(caller=ROOT) for _ in range(3)))
+        assert world.reloading == [True, False] * 3
 
     run(work)
 
