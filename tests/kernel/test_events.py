@@ -280,7 +280,7 @@ def test_two_sources_in_one_cell(datapath: Harness, book: Book) -> None:
     (told,) = book.take()
     assert told["suppressed"] == 0
     before = datapath.counters.tallies().merged
-    for sent, source in enumerate(random_sources(40_000, seed=17)):
+    for sent, source in enumerate(random_sources(400_000, seed=17)):
         frame = bytearray(first)
         frame[26:30] = bytes(int(part) for part in source.split("."))
         datapath.send(bytes(frame))
