@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -37,6 +36,7 @@ from .messages import Message, Record
 from .model import Action, Caller, Count, Entry, Family, Mode, Origin, Prefix, Total, Verdict, parse_address
 from .modes import Modes
 from .policy import Peer, Policy, difference, guard_peers, refuse_everything
+from .prefixfile import read_prefixes
 from .rows import NO_ROWS, merge, strongest
 from .state import State
 from .units import parse_reason
@@ -45,7 +45,6 @@ from .windows import Totals, Window
 Json = dict[str, Any]
 Notify = Callable[[str, Mapping[str, Any]], None]
 
-MOST_FILE_BYTES = 256 << 20
 _LONGEST_WAIT = 60.0
 """Seconds."""
 _BY = {"bytes": "bytes", "packets": "packets", "syn": "syns", "syns": "syns"}
@@ -233,7 +232,7 @@ class Service:
     async def change_from_file(self, verdict: Verdict, fd: int, *, caller: Caller, seconds: float | None = None, reason: str = "",
                                force: bool = False, extra_peers: Sequence[str] = ()) -> Json:  # fmt: skip
         """The same with the prefixes of a file: one a line, `#` begins a comment. `applied` is their number, each counted once."""
-        parsed = await asyncio.to_thread(_read_prefixes, os.dup(fd))
+        parsed = await asyncio.to_thread(read_prefixes, fd, self._config.tables.prefixes)
         _, notes = await self._add(verdict, parsed, caller, seconds, reason, force, extra_peers)
         return {"applied": len(parsed), "mode": self.mode, "notes": notes}
 
@@ -649,22 +648,3 @@ class _Unconfirmed:
     before: Modes
     interface: str
     ends: float
-
-
-def _read_prefixes(fd: int) -> list[Prefix]:
-    """The prefixes of a file, strictly, each once; errors name the line. Closes the descriptor."""
-    with open(fd, "rb") as file:
-        data = file.read(MOST_FILE_BYTES + 1)
-    if len(data) > MOST_FILE_BYTES:
-        raise UsageError(f"the file is larger than {MOST_FILE_BYTES >> 20} MiB")
-    prefixes = []
-    for number, line in enumerate(data.split(b"\n"), 1):
-        text = line.partition(b"#")[0].strip().decode("ascii", errors="replace")
-        if text:
-            try:
-                prefixes.append(Prefix.parse(text))
-            except PrefixError as error:
-                raise PrefixError(f"line {number}: {error.message}", hint=error.hint) from None
-    if not prefixes:
-        raise UsageError("the file names no prefix")
-    return list(dict.fromkeys(prefixes))

@@ -26,6 +26,7 @@ ROOMS = {
     "configdoc": {"config", "kinds"},
     "policy": VALUES,
     "state": VALUES | {"policy"},
+    "prefixfile": VALUES,
     "kernel": VALUES | {"config", "rows"},
     "windows": VALUES | {"config", "rows"},
     "detect": VALUES | {"config", "rows"},
@@ -35,7 +36,7 @@ ROOMS = {
     "feeds": set(),
     "documents": VALUES | {"config", "policy", "windows", "rows", "interfaces"},
     "service": VALUES
-    | {"config", "policy", "windows", "detect", "rows", "state", "messages", "interfaces", "modes", "feeds", "documents", ""},
+    | {"config", "policy", "windows", "detect", "rows", "state", "messages", "interfaces", "modes", "feeds", "documents", "prefixfile", ""},
     "systemd": set(),
     "sinks": VALUES | {"config", "messages"},
     "bus": VALUES | {"service"},

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from servicefakes import ROOT, START, World, advance, entry, file_entry, kernel_refuses, rows, run
 
-from xdpmond.config import Config, Interface
+from xdpmond.config import Config, Interface, Tables
 from xdpmond.errors import (
     ConfigError,
     FileEntryError,
@@ -237,11 +237,12 @@ def test_a_file_of_prefixes(tmp_path):
         (b"\xff\xfe1\n", PrefixError, "line 1"),
         (b"# nothing\n", UsageError, "no prefix"),
         (b"192.0.2.1\n::/0\n", GuardError, "::/0"),
+        (b"192.0.2.1\n192.0.2.2\n192.0.2.1\n" + b"10.0.0.%d\n" * 3 % (1, 2, 3), UsageError, "line 6: more than 4 prefixes"),
     ],
 )
 def test_a_bad_file_changes_nothing(tmp_path, text, error, says):
     async def work():
-        world = World()
+        world = World(Config(tables=Tables(prefixes=4)))
         fd = written(tmp_path / "list", text)
         before = world.snapshot()
         with pytest.raises(error, match=says):
