@@ -213,7 +213,7 @@ class Daemon:
             self.report(
                 Record(Message.PROGRAM_REPLACED, f"put a new program in place on {', '.join(replaced)}", {"interfaces": " ".join(replaced)})
             )
-        for warning in config_warnings(service.config):
+        for warning in service.warnings():
             self.report(Record(Message.WARNING, warning))
 
     async def _serve(self, links: LinkWatch) -> int:

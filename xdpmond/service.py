@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -33,7 +34,7 @@ from .errors import (
 from .feeds import EventFeed, EventHub
 from .interfaces import DEFAULT, InterfaceState
 from .messages import Message, Record
-from .model import Action, Caller, Count, Entry, Family, Mode, Origin, Prefix, Total, Verdict, parse_address
+from .model import PROTOCOL_NAMES, Action, Caller, Count, Entry, Family, Mode, Origin, Prefix, Total, Verdict, parse_address
 from .modes import Modes
 from .policy import Peer, Policy, difference, guard_peers, refuse_everything
 from .prefixfile import read_prefixes
@@ -48,7 +49,7 @@ Notify = Callable[[str, Mapping[str, Any]], None]
 _LONGEST_WAIT = 60.0
 """Seconds."""
 _BY = {"bytes": "bytes", "packets": "packets", "syn": "syns", "syns": "syns"}
-_PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
+_PROTOCOLS = {name: number for number, name in PROTOCOL_NAMES.items()}
 
 
 class Kernel(Protocol):
@@ -339,6 +340,11 @@ class Service:
         found = self._modes_by_interface(modes or self._modes, config or self._config)
         return Mode.ENFORCE if Mode.ENFORCE in found.values() else Mode.MONITOR
 
+    def warnings(self) -> list[str]:
+        """What the configuration permits but perhaps does not mean, in the modes that hold now, whoever set them."""
+        interfaces = {name: replace(own, mode=None) for name, own in self._config.interfaces.items()}
+        return config_warnings(replace(self._config, mode=self._strictest_mode(), interfaces=interfaces))
+
     async def _commit(self, policy: Policy) -> list[str]:
         """Make the policy hold, and keep it on disk. Returns notes for the caller. A full disk is one: a ban that holds until the next
         start is better than none."""
@@ -380,8 +386,9 @@ class Service:
         if confirm is not None and not 1 <= confirm <= 86400:
             raise UsageError("the time to confirm is from 1s to 1d")
         async with self._changing:
-            if interface and interface not in self._known_interfaces():
-                raise NoSuchEntryError(f"{interface} is not watched", hint=f"watched are: {', '.join(self._known_interfaces()) or 'none'}")
+            watched = [name for name in self._known_interfaces() if name != DEFAULT]
+            if interface and interface not in watched:
+                raise NoSuchEntryError(f"{interface} is not watched", hint=f"watched are: {', '.join(watched) or 'none'}")
             before, pending = self._modes, self._unconfirmed
             after = before.with_change(wanted, interface)
             with self._refusals_reported(caller):
@@ -398,7 +405,7 @@ class Service:
             notes = await self._save()
         shown = self.mode_on(interface) if interface else self.mode
         self._tell_mode(shown, interface, f"uid {caller.uid}", caller.uid)
-        notes += [warning for warning in config_warnings(replace(self._config, mode=shown)) if shown is Mode.ENFORCE]
+        notes += self.warnings() if shown is Mode.ENFORCE else []
         return {"mode": shown, "file_mode": self.file_mode, "interface": interface, "confirm_seconds": confirm, "notes": notes}
 
     def _await_confirmation(self, pending: _Unconfirmed | None, before: Modes, wanted: Mode | None, interface: str,
@@ -491,7 +498,7 @@ class Service:
             await self._apply(*before)
             await self._ports.in_kernel_thread(self._ports.kernel.configure, before[1])
             raise
-        notes = documents.restart_notes(before[1], config) + config_warnings(config)
+        notes = documents.restart_notes(before[1], config) + self.warnings()
         if policy.count(Origin.AUTOMATIC) != before[0].count(Origin.AUTOMATIC):
             notes += await self._save()  # the files allow now what was banned
         return changed, notes
@@ -545,7 +552,7 @@ class Service:
             "losses": {"ring_full": after.ring_full, "over_budget": after.over_budget, "merged": after.merged, **self._ports.losses()},
             "anomalies": {name: number for name, number in after.anomalies.items() if number},
             "last_reload": self._last_reload,
-            "configuration": {"files": list(self._config.files), "warnings": config_warnings(replace(self._config, mode=self.mode))},
+            "configuration": {"files": list(self._config.files), "warnings": self.warnings()},
         }
 
     def _pending_confirmation(self) -> Json | None:
@@ -616,9 +623,9 @@ class Service:
             raise UsageError(f"'{by}' is nothing to sort by", hint="bytes, packets or syn")
         number = None
         if protocol is not None:
-            number = _PROTOCOLS.get(protocol) if not protocol.isdigit() else int(protocol)
+            number = int(protocol) if re.fullmatch("[0-9]{1,3}", protocol) else _PROTOCOLS.get(protocol)
             if number is None or number > 255:
-                raise UsageError(f"'{protocol}' is not a protocol", hint=f"{', '.join(_PROTOCOLS)} or a number up to 255")
+                raise UsageError(f"'{protocol:.40}' is not a protocol", hint=f"{', '.join(_PROTOCOLS)} or a number up to 255")
         parts = [self.window.rows if self.window else NO_ROWS]
         if not interval:
             parts.append(await self._ports.in_kernel_thread(self._ports.kernel.read_running))

@@ -19,6 +19,7 @@ from xdpmond.errors import (
     PrefixError,
     UsageError,
 )
+from xdpmond.interfaces import InterfaceState
 from xdpmond.messages import Message
 from xdpmond.model import Count, Mode, Origin, Prefix, Verdict
 from xdpmond.state import State
@@ -408,6 +409,33 @@ def test_enforcing_a_denied_default_is_said_twice():
         assert world.service.mode is Mode.MONITOR
         done = await world.set_mode("enforce", force=True)
         assert any("DNS" in note for note in done["notes"])
+
+    run(work)
+
+
+def test_the_warnings_are_those_of_the_mode_that_holds():
+    async def work():
+        world = two_interfaces(World(Config(default=DENY, interfaces={"eth1": Interface(mode=Mode.MONITOR)})))
+        assert any("nothing is dropped" in warning for warning in world.service.warnings())
+        await world.set_mode("enforce", interface="eth1", force=True)
+        assert not any("nothing is dropped" in warning for warning in world.service.warnings())
+        assert any("DNS" in warning for warning in (await world.service.status())["configuration"]["warnings"])
+        world.files = replace(world.files, window=5)
+        notes = (await world.service.reload(caller=ROOT))["notes"]
+        assert any("DNS" in note for note in notes)
+        assert not any("nothing is dropped" in note for note in notes)
+        world = World(replace(world.files, interfaces={"eth0": Interface(mode=Mode.ENFORCE)}), State(mode=Mode.MONITOR))
+        assert any("nothing is dropped" in warning for warning in world.service.warnings())
+
+    run(work)
+
+
+def test_an_interface_that_is_not_found_yet_has_no_mode_of_its_own():
+    async def work():
+        world = World()
+        world.states = [InterfaceState("default", "waiting", reason="there is no default route yet")]
+        with pytest.raises(NoSuchEntryError, match="watched are: none"):
+            await world.set_mode("enforce", interface="default")
 
     run(work)
 
@@ -847,6 +875,7 @@ def test_explain_of_what_is_no_address():
         ({"interval": True}, ["192.0.2.1", "198.51.100.2"]),
         ({"protocol": "udp"}, ["2001:db8::9"]),
         ({"protocol": "132"}, ["198.51.100.2"]),
+        ({"protocol": "gre"}, []),
         ({"port": 22}, ["192.0.2.1"]),
         ({"port": 0}, []),
     ],
@@ -862,7 +891,7 @@ def test_top(options, sources):
     run(work)
 
 
-@pytest.mark.parametrize("options", [{"by": "age"}, {"protocol": "quic"}, {"protocol": "256"}, {"protocol": ""}])
+@pytest.mark.parametrize("options", [{"by": "age"}, {"protocol": "quic"}, {"protocol": "256"}, {"protocol": ""}, {"protocol": "²"}])
 def test_top_of_what_is_not_known(options):
     async def work():
         with pytest.raises(UsageError):
