@@ -30,8 +30,8 @@ from tests.package.netns import open_socket, within
 from tests.system.busfixture import NOBODY, PrivateBus, end, run_as, wait_for
 
 __all__ = [
-    "NOBODY", "PYTHON", "Daemon", "Interrupted", "Lab", "Ping", "Sent", "Space", "Witness", "holds_pipe", "interruptible", "laboratory", "sweep",
-    "wait_for", "within",
+    "NOBODY", "PYTHON", "Daemon", "Interrupted", "Lab", "Ping", "Sent", "Space", "Witness", "holds_pipe", "interruptible", "laboratory",
+    "sweep", "wait_for", "within",
 ]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -314,18 +314,19 @@ class Lab:
             environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:  # fmt: skip
         """Run xdpmonctl on the laboratory's bus; fail if it ends otherwise than expected (None: however it likes)."""
         command = run_as(uid, [PYTHON, "-m", "xdpmond.cli", "--bus", self.bus.address, *arguments])
-        where = {} if uid == 0 else {"PYTHONPATH": str(self._readable())}
+        where = {} if uid == 0 else {"PYTHONPATH": str(self.readable())}
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, input=input, check=False, cwd="/",
                               env={**self.bus.environment, **where, **(environment or {})})  # fmt: skip
         if status is not None and done.returncode != status:
             raise AssertionError(f"xdpmonctl {' '.join(arguments)} ended with {done.returncode}, not {status}:\n{done.stdout}{done.stderr}")
         return done
 
-    def _readable(self) -> Path:
+    def readable(self) -> Path:
         """A copy of the program that everybody may read: the checkout may lie in somebody's home."""
         copy = self.directory / "readable"
         if not copy.exists():
-            shutil.copytree(ROOT / "xdpmond", copy / "xdpmond", ignore=shutil.ignore_patterns("__pycache__"))
+            for part in ("xdpmond", "bpf"):
+                shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
             subprocess.run(["chmod", "-R", "a+rX", str(copy)], check=True)
         return copy
 

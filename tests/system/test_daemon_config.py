@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from busfixture import ROOT
-from conftest import CONFIG, DENIED4, PERMITTED4, UNLISTED4, UNLISTED6, Start, World
+from conftest import DENIED4, PERMITTED4, UNLISTED4, UNLISTED6, Start, World
 
 from tests.lab import PYTHON, wait_for
 

@@ -159,7 +159,7 @@ def test_anybody_may_look_and_only_root_may_change(world: World, start: Start) -
         assert world.lab.ctl(*change, uid=NOBODY, status=4).stderr
     for method, signature, arguments in (("Deny", "asa{sv}", ["1", "192.0.2.1", "0"]), ("SetMode", "sa{sv}", ["enforce", "0"])):
         refused = world.lab.bus.call(method, signature, *arguments, uid=NOBODY)
-        assert refused.returncode and "NotAuthorized" in refused.stderr + refused.stdout or "not" in refused.stderr.lower()
+        assert refused.returncode and refused.stderr
     assert (world.lab.rows("list"), world.lab.status()["mode"]) == before
 
 
