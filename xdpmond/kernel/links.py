@@ -10,10 +10,13 @@ import asyncio
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE, RTMGRP_LINK
+
+from .netlink import dump
 
 _AF_INET, _AF_INET6 = 2, 10
 _IFF_UP, _IFF_LOWER_UP = 1, 1 << 16
@@ -52,9 +55,9 @@ class LinkWatch:
         self._monitor.close()
 
     def links(self) -> dict[str, Link]:
-        """All interfaces of this network namespace by name."""
+        """All interfaces of this network namespace by name. Raises KernelError."""
         found = {}
-        for message in self._netlink.get_links():
+        for message in dump("interfaces", self._netlink.get_links):
             name = message.get_attr("IFLA_IFNAME")
             info = message.get_attr("IFLA_LINKINFO")
             kind = info.get_attr("IFLA_INFO_KIND") if info else None
@@ -69,7 +72,7 @@ class LinkWatch:
         names = {link.ifindex: link.name for link in links.values()}
         for family in (_AF_INET, _AF_INET6):
             best: tuple[int, str] | None = None
-            for route in self._netlink.get_routes(family=family, table=_RT_TABLE_MAIN):
+            for route in dump("routes", partial(self._netlink.get_routes, family=family, table=_RT_TABLE_MAIN)):
                 if route["dst_len"] or route["type"] != _RTN_UNICAST:
                     continue
                 hops = route.get_attr("RTA_MULTIPATH") or []

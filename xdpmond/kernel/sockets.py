@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pyroute2 import DiagSocket
 
 from ..model import Family, Port
 from . import abi
+from .netlink import dump
 
 _ESTABLISHED, _UNCONNECTED, _LISTEN = 1 << 1, 1 << 7, 1 << 10  # include/net/tcp_states.h; an unconnected UDP socket is in TCP_CLOSE
 _TCP, _UDP = 6, 17
 _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
-def _sockets(protocol: int, states: int):
+def _sockets(protocol: int, states: int) -> list[Any]:
+    found = []
     with DiagSocket() as diag:
         for family in (socket.AF_INET, socket.AF_INET6):
-            yield from diag.get_sock_stats(family=family, protocol=protocol, states=states)
+            found += dump("sockets", partial(diag.get_sock_stats, family=family, protocol=protocol, states=states))
+    return found
 
 
 def established_peers(ports: Collection[Port]) -> set[tuple[Family, bytes]]:
