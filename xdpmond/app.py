@@ -263,11 +263,11 @@ class Daemon:
         while True:
             await changed.wait()
             changed.clear()
-            await self._reconcile()
+            await self._reconcile(self._interfaces.keep)
 
-    async def _reconcile(self) -> None:
+    async def _reconcile(self, do: Callable[[Config, Callable[[str], Mode]], None] | None = None) -> None:
         before = self._interfaces.states
-        await self._in_kernel_thread(self._interfaces.reconcile, self._service.config, self._service.mode_on)
+        await self._in_kernel_thread(do or self._interfaces.reconcile, self._service.config, self._service.mode_on)
         if self._interfaces.states != before:
             self._service.notify("", {})
             self._notifier.status(self._status_line())
@@ -292,7 +292,9 @@ class Daemon:
                     text = await asyncio.to_thread(summary.text, totals)
                     self._summarize(text)
                     summary = Summary(window.ended, totals)
-            await self._reconcile()
+            else:
+                summary = Summary(window.ended, totals)
+            await self._reconcile(self._interfaces.keep)
 
     def _close_window(self, wanted: float) -> tuple[Window, Totals]:
         control = self._datapath.control

@@ -81,7 +81,9 @@ class Interfaces:
         self._report = report
         self._states: dict[str, InterfaceState] = {}
         self._default = ""
-        self._default_of = ""
+        self._refused: dict[str, tuple[AttachMode, str]] = {}
+        """How an attached interface shall be attached and cannot be, with the reason."""
+        self._trouble = ""
 
     @property
     def states(self) -> list[InterfaceState]:
@@ -91,14 +93,14 @@ class Interfaces:
         """Go on with links from the descriptor store; returns the interfaces whose program was replaced."""
         present = self._links.links()
         wanted = {name: (mode_on(name), config.attach_on(name)) for name in self._wanted(config, present)}
-        if DEFAULT in config.interface and len(stored) == 1 and not set(wanted) & set(present):
-            # The default route has gone since, or is not there yet: the link that is kept is the one that it led to.
+        if DEFAULT in config.interface:
+            # Which one it was is not written anywhere: the one that is kept and not named. A default route that leads elsewhere just now,
+            # or nowhere, does not move the watch over a restart either.
             wanted |= {name: (mode_on(name), config.attach_on(name)) for name in present}
         replaced = self._datapath.adopt_links(stored, present, wanted)
-        named = set(config.interface)
-        kept = [name for name in self._datapath.attachments if name not in named]
-        if DEFAULT in named and kept:
-            self._default = kept[0]
+        unnamed = [name for name in self._datapath.attachments if name not in config.interface]
+        if unnamed and self._default not in unnamed:
+            self._default = unnamed[0]
         return replaced
 
     def _wanted(self, config: Config, present: Mapping[str, Link]) -> list[str]:
@@ -114,51 +116,89 @@ class Interfaces:
                 names.append(name)
         return names
 
+    def keep(self, config: Config, mode_on: Callable[[str], Mode]) -> None:
+        """`reconcile` for whoever has nobody to tell: that the kernel does not answer is reported once, and the next time may go well."""
+        try:
+            self.reconcile(config, mode_on)
+            self._trouble = ""
+        except KernelError as error:
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                self._report(Record(Message.WARNING, f"changes of the interfaces are not seen: {error}"))
+
     def reconcile(self, config: Config, mode_on: Callable[[str], Mode]) -> None:
-        """Bring the attachments to what is wanted and possible now."""
+        """Bring the attachments to what is wanted and possible now. Raises KernelError if the kernel does not tell what there is."""
         present = self._links.links()
+        lost = set()
         for name, attachment in self._datapath.attachments.items():
             link = present.get(name)
             if link is None or link.ifindex != attachment.ifindex or not self._datapath.is_attached(name):
-                self._datapath.release(name)
+                self._release(name)
+                lost.add(name)
                 gone = link is None or link.ifindex != attachment.ifindex
                 why = "it has gone; waiting for it to come back" if gone else "somebody detached the program by force; attaching it again"
                 self._say(Message.INTERFACE_LOST, name, f"{name} is not watched any more: {why}", reason=why)
         wanted = self._wanted(config, present)
         for name, attachment in self._datapath.attachments.items():
-            asked = config.attach_on(name) if name in wanted else None
-            if asked is None or asked not in (AttachMode.AUTO, attachment.mode):
-                self._datapath.release(name)
-                if asked is None:
-                    self._say(Message.INTERFACE_LOST, name, f"{name} is not watched any more: the configuration does not name it",
-                              reason="not in the configuration")  # fmt: skip
-        states = {}
-        for name in wanted:
-            states[name] = self._bring_up(name, present.get(name), config, mode_on)
-        self._states = states
+            if name not in wanted:
+                self._release(name)
+                self._say(Message.INTERFACE_LOST, name, f"{name} is not watched any more: the configuration does not name it",
+                          reason="not in the configuration")  # fmt: skip
+                continue
+            asked = config.attach_on(name)
+            if asked in (AttachMode.AUTO, attachment.mode):
+                self._refused.pop(name, None)
+            elif self._refused.get(name, ("", ""))[0] != asked:
+                self._attach_otherwise(present[name], mode_on(name), asked, attachment.mode)
+        self._states = {name: self._bring_up(name, present.get(name), config, mode_on, name in lost) for name in wanted}
 
-    def _bring_up(self, name: str, link: Link | None, config: Config, mode_on: Callable[[str], Mode]) -> InterfaceState:
+    def _release(self, name: str) -> None:
+        self._datapath.release(name)
+        self._refused.pop(name, None)
+
+    def _attach_otherwise(self, link: Link, mode: Mode, asked: AttachMode, so_far: AttachMode) -> None:
+        """Change how an interface is attached. If that is refused, it is attached as it was."""
+        self._release(link.name)
+        try:
+            self._attach(link, mode, asked)
+        except KernelError as error:
+            try:
+                self._attach(link, mode, so_far)
+            except KernelError:
+                return  # tried once more as asked, at once, and then reported
+            self._refused[link.name] = (asked, error.message)
+            self._say(Message.INTERFACE_REFUSED, link.name, f"{link.name} stays in {so_far} mode: {error}", reason=error.message)
+
+    def _attach(self, link: Link, mode: Mode, wanted: AttachMode) -> Attachment:
+        attachment = self._datapath.attach(link, mode, wanted)
+        why = f" ({attachment.reason})" if attachment.reason else ""
+        self._say(Message.INTERFACE_ATTACHED, link.name, f"watching {link.name} in {attachment.mode} mode{why}", attach=attachment.mode,
+                  reason=attachment.reason, ifindex=link.ifindex)  # fmt: skip
+        return attachment
+
+    def _bring_up(self, name: str, link: Link | None, config: Config, mode_on: Callable[[str], Mode], lost: bool) -> InterfaceState:
         before = self._states.get(name)
         if link is None:
             reason = "there is no default route" if name == DEFAULT else "there is no such interface"
-            if before is None or before.state != "waiting":
+            if not lost and (before is None or before.state != "waiting"):
                 self._say(Message.INTERFACE_WAITING, name, f"{name}: {reason}; waiting for it", reason=reason)
             return InterfaceState(name, "waiting", reason=f"{reason} yet")
         attachment = self._datapath.attachments.get(name)
         if attachment is None:
             try:
-                attachment = self._datapath.attach(link, mode_on(name), config.attach_on(name))
+                attachment = self._attach(link, mode_on(name), config.attach_on(name))
             except KernelError as error:
                 if before is None or before.state != "refused" or before.reason != str(error):
                     self._say(Message.INTERFACE_REFUSED, name, f"{name} cannot be watched: {error}", reason=error.message,
                               foreign=isinstance(error, ForeignProgramError))  # fmt: skip
                 return InterfaceState(name, "refused", link.ifindex, reason=str(error), mtu=link.mtu, up=link.up)
-            why = f" ({attachment.reason})" if attachment.reason else ""
-            self._say(Message.INTERFACE_ATTACHED, name, f"watching {name} in {attachment.mode} mode{why}", attach=attachment.mode,
-                      reason=attachment.reason, ifindex=link.ifindex)  # fmt: skip
         self._datapath.set_mode(name, mode_on(name))
+        notes = _notes(attachment, link)
+        if name in self._refused:
+            asked, reason = self._refused[name]
+            notes = (*notes, f"it stays in {attachment.mode} mode, {asked} is refused: {reason}")
         return InterfaceState(name, "attached", link.ifindex, attachment.mode, attachment.reason, attachment.layer, link.mtu, link.up,
-                              _notes(attachment, link))  # fmt: skip
+                              notes)  # fmt: skip
 
     def _say(self, message: Message, name: str, text: str, **fields: object) -> None:
         self._report(Record(message, text, {"interface": name, **fields}))
