@@ -16,6 +16,7 @@ from scapy.layers.l2 import Ether
 
 from xdpmond.errors import KernelError
 from xdpmond.kernel import abi, libbpf, rules
+from xdpmond.kernel.maps import wait_for_packets_under_way
 from xdpmond.kernel.rules import RuleTries
 from xdpmond.model import Family, Outcome, Prefix, Verdict
 
@@ -342,3 +343,55 @@ def test_counters_under_fire(datapath: Harness, shoot: Callable[..., Guns], cpus
     # The last switch took the rule away: its counter is clear for the next.
     assert comes not in datapath.rules.current()
     assert counts[datapath.rules._free[0]].tolist() == [0, 0]
+
+
+def test_the_old_copy_is_left_alone_until_nobody_looks_into_it(datapath: Harness) -> None:
+    """While packets may still be under way with the old policy, that trie, its default and the counters of its rules are as they were."""
+    policy = {Prefix.parse("10.0.0.0/8"): Verdict.DENY, Prefix.parse("11.0.0.0/8"): Verdict.ALLOW}
+    datapath.rules.apply(policy, datapath.rules.current().keys() - policy.keys(), Verdict.LOG)
+    datapath.send(quick_frame(ipaddress.ip_address("10.0.0.1")))
+    index = datapath.rules.index_of(Prefix.parse("10.0.0.0/8"))
+    old = datapath.control.policy_copy
+    waited = 0
+
+    def grace() -> None:
+        nonlocal waited
+        waited += 1
+        assert datapath.control.policy_copy == 1 - old
+        tries = [{prefix: verdict for prefix, (_, verdict) in trie.items()} for trie in tries_of(datapath)]
+        assert tries[old] == policy
+        assert tries[1 - old] == {Prefix.parse("12.0.0.0/8"): Verdict.DENY}
+        assert datapath.control.default_of(old) is Verdict.LOG
+        assert datapath.control.default_of(1 - old) is Verdict.DENY
+        assert datapath.counters.rules()[index][0] == 1
+
+    datapath.rules._grace = grace
+    try:
+        datapath.rules.apply({Prefix.parse("12.0.0.0/8"): Verdict.DENY}, policy, Verdict.DENY)
+    finally:
+        datapath.rules._grace = wait_for_packets_under_way
+    assert waited == 1
+    assert datapath.control.default_of(old) is Verdict.DENY
+    assert datapath.counters.rules()[index][0] == 0
+
+
+def test_the_default_is_switched_with_the_lists(datapath: Harness, shoot: Callable[..., Guns], cpus: list[int]) -> None:
+    """A source is allowed by name while the default denies, then by the default while its entry is gone: it is never denied."""
+    listed = {Prefix.parse("203.0.113.0/24"): Verdict.ALLOW}
+    datapath.rules.apply(listed, datapath.rules.current().keys() - listed.keys(), Verdict.DENY)
+    datapath.enforce()
+    with shoot(datapath, [quick_frame(ipaddress.ip_address("203.0.113.1"))], cpus) as guns:
+        before = datapath.totals_by_outcome()
+        met: set[Outcome] = set()
+        switches = 0
+        while switches < 100 or met < {Outcome.ALLOWED, Outcome.DEFAULT_ALLOWED}:
+            datapath.rules.apply({}, listed, Verdict.ALLOW)
+            datapath.rules.apply(listed, [], Verdict.DENY)
+            switches += 2
+            totals = datapath.totals_by_outcome()
+            met = {outcome for outcome in totals if totals[outcome] != before[outcome]}
+            assert guns.running() and switches < 20_000
+        shot = guns.stop()
+    assert int(shot.dropped.sum()) == 0 < int(shot.sent.sum())
+    totals = datapath.totals_by_outcome()
+    assert {outcome for outcome in totals if totals[outcome] != before[outcome]} == {Outcome.ALLOWED, Outcome.DEFAULT_ALLOWED}

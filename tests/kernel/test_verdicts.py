@@ -163,6 +163,15 @@ def test_a_port_is_read_from_within_the_packet_alone(datapath: Harness) -> None:
         assert not seen.event["has_ports"]
 
 
+@pytest.mark.parametrize("bit", range(13))
+def test_any_bit_of_the_fragment_offset(datapath: Harness, bit: int) -> None:
+    four = ether() / ip(frag=1 << bit, proto=6) / Raw(bytes(TCP(dport=22)))
+    six = ether() / ipv6(IPv6ExtHdrFragment(offset=1 << bit), number=6, transport=TCP(dport=22))
+    for frame in (four, six):
+        seen = datapath.run(bytes(frame))
+        assert (seen.anomalies, seen.event["has_ports"], seen.event["protocol"]) == (("later_fragment",), 0, 6)
+
+
 def test_the_port_flags_of_tcp(datapath: Harness) -> None:
     assert datapath.run(bytes(ether() / ip() / TCP(dport=80, flags="SEC"))).event["tcp_flags"] == 0xC2
     cut = datapath.run(bytes(ether() / ip() / TCP(dport=80, flags="S"))[:46])

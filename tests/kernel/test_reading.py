@@ -1,0 +1,98 @@
+"""The reader of the talker table against every interleaving with the packet path: no luck is needed to meet the rare ones.
+
+One entry is written in the order of bpf/xdpmond.bpf.c, store by store. The reader looks at it four times (which entries, then up to three
+copies), and within a copy each field may be read at any moment and in any order. All interleavings of the two stand side by side as the
+entries of one made-up table, which the real reader then reads.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from xdpmond.kernel import abi
+from xdpmond.kernel.talkers import TalkerTable
+
+CLOSED = 10
+RUNNING = CLOSED + 1
+COUNT = 5  # packets that the talker had in the closed window
+FIELDS = ("window", "packets0", "packets1")
+State = tuple[int, int, int]
+
+
+def stores(first: State, *changes: tuple[str, int]) -> list[State]:
+    """The states that an entry goes through."""
+    states = [first]
+    for name, value in changes:
+        states.append(tuple(value if field == name else old for field, old in zip(FIELDS, states[-1], strict=True)))  # type: ignore[arg-type]
+    return states
+
+
+ROLL = (("packets1", COUNT), ("window", RUNNING), ("packets0", 0), ("packets0", 1), ("packets0", 2))
+REPLACE = (("packets1", 0), ("window", RUNNING), ("packets0", 1), ("packets0", 2))
+
+# What happens to an entry while it is read, and the packets of the closed window that a reader must find in it.
+HISTORIES = {
+    "silent since": (stores((CLOSED, COUNT, 3)), COUNT),
+    "talks again": (stores((CLOSED, COUNT, 3), *ROLL), COUNT),
+    "talked again before, and goes on": (stores((RUNNING, 1, COUNT), ("packets0", 2), ("packets0", 3)), COUNT),
+    "new in the running window": (stores((RUNNING, 1, 0), ("packets0", 2)), 0),
+    "older, and talks again": (stores((CLOSED - 1, 7, 8), ("packets1", 0), *ROLL[1:]), 0),
+    "older, and replaced": (stores((CLOSED - 1, 7, 8), *REPLACE), 0),
+    "much older, and replaced": (stores((CLOSED - 5, 7, 8), *REPLACE), 0),
+    "free, and taken": (stores((0, 0, 0), *REPLACE), 0),
+    "replaced in the running window": (stores((RUNNING, 4, 0), *REPLACE), 0),
+}
+
+
+def interleavings(moments: int) -> Iterator[list[tuple[int, ...]]]:
+    """Moments at which the fields are read: of a look at the window, and of three copies, one after the other."""
+
+    def copies(earliest: int, number: int) -> Iterator[list[tuple[int, ...]]]:
+        if not number:
+            yield []
+            return
+        for read in itertools.product(range(earliest, moments), repeat=len(FIELDS)):
+            for rest in copies(max(read), number - 1):
+                yield [read, *rest]
+
+    for look in range(moments):
+        for read in copies(look, 3):
+            yield [(look,) * len(FIELDS), *read]
+
+
+class Scripted:
+    """A table whose every look shows the next of the prepared ones."""
+
+    def __init__(self, looks: list[np.ndarray]):
+        self._looks = looks
+
+    def __getitem__(self, which: object) -> np.ndarray:
+        return self._looks.pop(0)[which]
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_a_closed_window_is_read_exactly(name: str) -> None:
+    states, expected = HISTORIES[name]
+    schedules = list(interleavings(len(states)))
+    looks = [np.zeros(len(schedules), abi.TALKER) for _ in range(4)]
+    for at, schedule in enumerate(schedules):
+        for look, moments in zip(looks, schedule, strict=True):
+            window, packets0, packets1 = (states[moment][field] for field, moment in enumerate(moments))
+            look["window"][at] = window
+            look["packets"][at] = packets0, packets1
+    for look in looks:
+        look["family"] = abi.FAMILY_IPV4
+        # So that each row says of which interleaving it is.
+        look["source"][:, :4] = np.arange(len(schedules), dtype="u4").view("u1").reshape(-1, 4)
+        look["port"] = 443
+    table = TalkerTable.__new__(TalkerTable)
+    table._chunks = lambda: iter([Scripted(looks)])  # type: ignore[method-assign, assignment, list-item, return-value]
+    rows = table.read_closed(CLOSED)
+    found = np.zeros(len(schedules), "u8")
+    np.add.at(found, np.ascontiguousarray(rows["source"][:, :4]).view("u4").ravel(), rows["packets"])
+    wrong = np.nonzero(found != expected)[0]
+    assert not len(wrong), f"{len(wrong)} of {len(schedules)} interleavings, such as {schedules[wrong[0]]}: {found[wrong[0]]} packets"
