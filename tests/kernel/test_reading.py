@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ class Scripted:
     def __init__(self, looks: list[np.ndarray]):
         self._looks = looks
 
-    def __getitem__(self, which: object) -> np.ndarray:
+    def __getitem__(self, which: Any) -> np.ndarray:
         return self._looks.pop(0)[which]
 
 
