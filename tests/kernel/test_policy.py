@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -197,6 +198,58 @@ def test_a_policy_too_large_changes_nothing(datapath: Harness) -> None:
     del many[Prefix.parse("10.0.0.0/8")], many[Prefix.parse("11.0.0.0/24")]
     datapath.rules.apply(dict(list(many.items())[: TABLES["prefixes"] - 3]), [])
     assert len(datapath.rules) == TABLES["prefixes"]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_memory_runs_out_in_the_middle(datapath: Harness, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    """Before the switch nothing has changed; behind it the change is in force, and the copy left behind is mended before it is used."""
+    datapath.policy(allow=["10.0.0.0/8"], deny=["10.1.0.0/16"])
+    old = datapath.rules.current()
+    new = {Prefix.parse("10.0.0.0/8"): Verdict.DENY, Prefix.parse("12.0.0.0/8"): Verdict.ALLOW}
+    real, calls = libbpf.update_batch, 0
+
+    def update_batch(map_fd: int, keys: np.ndarray, values: np.ndarray) -> None:
+        nonlocal calls
+        if map_fd in (datapath.loaded.maps["policy_0"], datapath.loaded.maps["policy_1"]):
+            calls += 1
+            if calls == failing:
+                real(map_fd, keys[:1], values[:1])
+                raise libbpf.kernel_error(errno.ENOMEM, "write")
+        real(map_fd, keys, values)
+
+    monkeypatch.setattr(libbpf, "update_batch", update_batch)
+    if failing == 1:
+        with pytest.raises(KernelError):
+            datapath.rules.apply(new, [Prefix.parse("10.1.0.0/16")])
+        check_tries(datapath, datapath.rules, old)
+    else:
+        datapath.rules.apply(new, [Prefix.parse("10.1.0.0/16")])
+        assert datapath.rules.current() == new
+        first, second = tries_of(datapath)
+        assert first != second, "the second write was not tried"
+    datapath.enforce()
+    current = datapath.rules.current()
+    check_lookups(datapath, current, [ipaddress.ip_address(text) for text in ("10.9.9.9", "10.1.1.1", "12.0.0.1")])
+    last = Prefix.parse("13.0.0.0/8")
+    datapath.rules.apply({last: Verdict.DENY}, [])
+    check_tries(datapath, datapath.rules, current | {last: Verdict.DENY})
+
+
+def test_counters_of_a_rule_that_went_with_the_daemon(datapath: Harness) -> None:
+    """It died between taking the rule away and clearing its counters: the next that gets the index begins at nothing."""
+    prefix = Prefix.parse("10.0.0.0/8")
+    datapath.policy(deny=[str(prefix)])
+    index = datapath.rules.index_of(prefix)
+    assert index is not None
+    datapath.send(quick_frame(ipaddress.ip_address("10.0.0.1")))
+    for name in ("policy_0", "policy_1"):
+        libbpf.delete(datapath.loaded.maps[name], rules._keys([prefix]))
+    datapath.rules = datapath.new_rules()
+    datapath.rules.adopt()
+    other = Prefix.parse("11.0.0.0/8")
+    datapath.rules.apply({other: Verdict.DENY}, [])
+    assert datapath.rules.index_of(other) == index
+    assert datapath.counters.rules()[index].tolist() == [0, 0]
 
 
 def test_a_full_policy_can_be_exchanged(datapath: Harness) -> None:

@@ -206,7 +206,7 @@ class Counters:
     def __init__(self, maps: Mapping[str, int], *, cpus: int, rule_cells: int):
         self._maps = maps
         self._cpus = cpus
-        self._rule_cells = rule_cells
+        self.rule_cells = rule_cells
 
     def totals(self) -> np.ndarray:
         """Packets and bytes [2] by slot, family, class and outcome: an array of shape (16, 3, 8, 16, 2), u64."""
@@ -241,7 +241,7 @@ class Counters:
 
     def clear_rules(self, indexes: Iterable[int]) -> None:
         """Zero the counters of rules that no packet can reach any more, before their indexes are given out again."""
-        wanted = np.array([index for index in indexes if index < self._rule_cells], "u4")
+        wanted = np.array([index for index in indexes if index < self.rule_cells], "u4")
         libbpf.update_batch(self._maps["rules"], wanted, np.zeros((len(wanted), self._cpus, 2), "u8"))
 
 

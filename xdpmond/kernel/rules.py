@@ -8,11 +8,13 @@ A prefix keeps its rule index, and with it its counters, for as long as it is in
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from ..errors import KernelError
 from ..model import Family, Prefix, Verdict
 from . import abi, libbpf
 from .maps import FAMILY_FROM_ABI, FAMILY_TO_ABI, VERDICT_FROM_ABI, VERDICT_TO_ABI, Control, Counters
@@ -32,6 +34,7 @@ class RuleTries:
         # A heap: the lowest first, since only those below the number of counters have one.
         self._free: list[int] = []
         self._next = abi.RULE_DEFAULT + 1
+        self._equal = True  # do both tries hold the same?
 
     def index_of(self, prefix: Prefix) -> int | None:
         return self._index.get(prefix)
@@ -50,10 +53,16 @@ class RuleTries:
             self._remember(prefix, index, verdict)
         self._next = max(self._prefix, default=abi.RULE_DEFAULT) + 1
         self._free = sorted(set(range(abi.RULE_DEFAULT + 1, self._next)) - set(self._prefix))
-        self._counters.clear_rules(self._free)
+        # The daemon may have died between taking a rule away and clearing its counters.
+        self._counters.clear_rules([*self._free, *range(self._next, self._counters.rule_cells)])
+        self._equalise()
+
+    def _equalise(self) -> None:
+        """Make the trie at rest equal to the one that packets look into."""
         resting = self._tries[1 - self._control.policy_copy]
         stale = _read(resting)
-        self._write(resting, set_=active.keys(), delete=stale.keys() - active.keys())
+        self._write(resting, set_=self._index.keys(), delete=stale.keys() - self._index.keys())
+        self._equal = True
 
     def current(self) -> dict[Prefix, Verdict]:
         return dict(self._verdict)
@@ -61,6 +70,8 @@ class RuleTries:
     def apply(self, set_: Mapping[Prefix, Verdict], delete: Iterable[Prefix], default: Verdict | None = None) -> None:
         """Change the policy as a whole, and with it the default's verdict, if one is given. Raises KernelError with the policy as it
         was. Takes two grace periods at most: call it in a thread."""
+        if not self._equal:
+            self._equalise()
         removed = [prefix for prefix in delete if prefix in self._index]
         before = {prefix: self._verdict.get(prefix) for prefix in set_}
         for prefix, verdict in set_.items():
@@ -70,6 +81,7 @@ class RuleTries:
                 self._next = max(self._next, index + 1)
             self._remember(prefix, index, verdict)
         resting = 1 - self._control.policy_copy
+        self._equal = False
         try:
             self._write(self._tries[resting], set_=set_.keys(), delete=removed)
         except Exception:
@@ -78,9 +90,12 @@ class RuleTries:
         default = default or self._control.default_of(1 - resting)
         self._control.set_default(default, resting)
         self._control.set_policy_copy(resting)
-        self._grace()
-        self._control.set_default(default, 1 - resting)
-        self._write(self._tries[1 - resting], set_=set_.keys(), delete=removed)
+        # The change is in force. If the other copy cannot be changed now (no memory), it is made equal before the next change.
+        with contextlib.suppress(KernelError):
+            self._grace()
+            self._control.set_default(default, 1 - resting)
+            self._write(self._tries[1 - resting], set_=set_.keys(), delete=removed)
+            self._equal = True
         self._forget(removed)
 
     def _remember(self, prefix: Prefix, index: int, verdict: Verdict) -> None:
@@ -108,6 +123,7 @@ class RuleTries:
         self._forget(new)
         kept = [prefix for prefix, verdict in before.items() if verdict is not None]
         self._write(self._tries[trie], set_=[*kept, *removed], delete=())
+        self._equal = True
 
     def _write(self, trie: int, *, set_: Iterable[Prefix], delete: Iterable[Prefix]) -> None:
         prefixes = list(set_)
