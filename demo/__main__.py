@@ -109,7 +109,7 @@ class Demo:
         self.prompt(f"xdpmonctl {shlex.join(arguments)}")
         command = [sys.executable, "-m", "xdpmond.cli", "--bus", self.lab.bus.address, *arguments]
         # A group of its own: Ctrl-C is for us.
-        done = subprocess.run(command, env=self.lab.bus.environment, stderr=subprocess.STDOUT, process_group=0, check=False)
+        done = subprocess.run(command, env=self.lab.environment, stderr=subprocess.STDOUT, process_group=0, check=False)
         if status:
             print(f"[exit status {done.returncode}]", flush=True)
         if done.returncode != status:

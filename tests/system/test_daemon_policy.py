@@ -97,6 +97,20 @@ def test_a_state_that_cannot_be_written_is_said_to_the_caller(world: World, star
     assert world.drops(UNLISTED4)  # it holds all the same
 
 
+def test_what_the_kernel_cannot_hold_changes_nothing(world: World, start: Start, tmp_path: Path) -> None:
+    start(CONFIG + "[tables]\nprefixes = 1024", "--enforce", "--state", str(tmp_path / "state.json"))
+    world.lab.ctl("deny", UNLISTED4.net)
+    some, more = ("\n".join(f"100.{net}.{number >> 8}.{number & 255}" for number in range(600)) for net in (64, 65))
+    assert world.lab.json("deny", "--from-file", "-", input=some)["applied"] == 600
+    refused = world.lab.ctl("deny", "--from-file", "-", input=f"{more}\n{PERMITTED4.net}", status=1)
+    assert refused.stderr
+    assert len(prefixes(world)) == 601
+    assert "100.65" not in (tmp_path / "state.json").read_text()
+    assert world.passes(PERMITTED4) and world.drops(UNLISTED4, DENIED4)
+    world.lab.ctl("deny", PERMITTED4.net)  # there is room for one
+    assert world.drops(PERMITTED4)
+
+
 def test_zero_length_prefixes_need_force(world: World, start: Start) -> None:
     start(CONFIG, "--enforce")
     for prefix in ("0.0.0.0/0", "::/0"):
@@ -166,10 +180,10 @@ def test_anybody_may_look_and_only_root_may_change(world: World, start: Start) -
 # The guard
 
 
-@pytest.fixture(params=[UNLISTED4, PERMITTED6], ids=["ipv4", "ipv6"])
+@pytest.fixture
 def logged_in(request: pytest.FixtureRequest, world: World) -> Iterator[Ends]:
     """A TCP connection to the host's port 22. The server listens on :: for both families, as sshd does."""
-    ends: Ends = request.param
+    ends: Ends = getattr(request, "param", UNLISTED4)
     with world.host.listen("::", 22) as listener, world.net.connect(ends.net, ends.host, 22):
         accepted, _ = listener.accept()
         with accepted:
@@ -180,6 +194,7 @@ def network(ends: Ends) -> str:
     return ends.net.rpartition("2")[0] + ("0/24" if ends.length == 24 else "/64")
 
 
+@pytest.mark.parametrize("logged_in", [UNLISTED4, PERMITTED6], ids=["ipv4", "ipv6"], indirect=True)
 def test_a_connected_peer_is_not_locked_out(world: World, start: Start, logged_in: Ends) -> None:
     start('interface = "eth0"', "--enforce")
     ctl, net = world.lab.ctl, network(logged_in)

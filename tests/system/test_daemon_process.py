@@ -122,7 +122,7 @@ def failing(world: World, *options: str, uid: int = 0, environment: dict[str, st
         command = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--", *command]
         environment = {"PYTHONPATH": str(world.lab.readable()), **(environment or {})}
     done = subprocess.run(world.host.inside(command), cwd="/", capture_output=True, text=True, timeout=30, check=False,
-                          env={**world.lab.bus.environment, **(environment or {})})  # fmt: skip
+                          env={**world.lab.environment, **(environment or {})})  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 
 
