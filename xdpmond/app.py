@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -70,17 +71,12 @@ def main(argv: list[str] | None = None) -> int:
         if error.hint:
             print(f"         {error.hint}", file=sys.stderr)
         return error.exit_status
-    except BaseExceptionGroup as group:
-        known, others = group.split(XdpmondError)
-        if others:
-            raise
-        first = _first(known)
-        print(f"xdpmond: {first}", file=sys.stderr)
-        return first.exit_status
+    except KeyboardInterrupt:  # before it was ready
+        return 130
 
 
-def _first(group: BaseExceptionGroup | None) -> XdpmondError:
-    error: Any = group
+def _first(error: BaseException) -> BaseException:
+    """The first of what a task group gathered."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -119,7 +115,8 @@ class Daemon:
         self._window_changed = asyncio.Event()
         self._blocked: dict[str, int] = {}
         self._blocked_timer: asyncio.TimerHandle | None = None
-        self._reloads: set[asyncio.Task] = set()
+        self._hung_up = asyncio.Event()
+        self._has_terminal = os.isatty(0)
 
     # Parts
 
@@ -147,6 +144,8 @@ class Daemon:
     # Life
 
     async def run(self) -> int:
+        # From the first moment on: by default, the signal ends a process.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up.set)
         config = await asyncio.to_thread(self._load_config)
         require_force(config, self._options.force)
         under_systemd = self._notifier.present and JournalSink.available()
@@ -174,13 +173,19 @@ class Daemon:
         self._interfaces = Interfaces(self._datapath, links, self.report)
         ports = Ports(
             kernel=self._datapath, store=store, in_kernel_thread=self._in_kernel_thread, load_config=self._load_config,
-            peers=lambda of: established_peers(of.failsafe_ports), report=self.report, reconcile=self._reconcile,
+            peers=lambda of: established_peers(of.failsafe_ports), report=self.report, reconcile=self._put_in_place,
             interface_states=lambda: self._interfaces.states, losses=self._losses, reloading=self._reloading, clock=time.time,
         )  # fmt: skip
         self._service = Service(config, state, ports, forced=self._options.force)
         try:
             await self._start(kept)
             return await self._serve(links)
+        except XdpmondError:
+            raise
+        except Exception as error:
+            # A task that fails ends the daemon, whole and soon: the next start goes on with what the kernel and the disk have kept.
+            self.report(Record(Message.INTERNAL_ERROR, f"xdpmond ends because a part of it failed:\n{traceback.format_exc()}"))
+            raise XdpmondError(f"ended by an internal error: {_first(error)!r}", hint="the lines above say where") from None
         finally:
             self._notifier.stopping()
             self.report(Record(Message.STOPPING, self._farewell()))
@@ -220,13 +225,13 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         changed = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             running = [
                 tasks.create_task(links.watch(changed.set), name="links"),
                 tasks.create_task(self._follow_links(changed), name="reconcile"),
                 tasks.create_task(self._windows(), name="windows"),
+                tasks.create_task(self._follow_hang_ups(), name="reload"),
                 tasks.create_task(self._service.run(), name="service"),
             ]
             if self._datapath.ring:
@@ -265,6 +270,11 @@ class Daemon:
             changed.clear()
             await self._reconcile(self._interfaces.keep)
 
+    async def _put_in_place(self) -> None:
+        """Interfaces, modes and failsafe ports as the service wants them now."""
+        await self._reconcile()
+        await self._in_kernel_thread(self._refresh_ports)
+
     async def _reconcile(self, do: Callable[[Config, Callable[[str], Mode]], None] | None = None) -> None:
         before = self._interfaces.states
         await self._in_kernel_thread(do or self._interfaces.reconcile, self._service.config, self._service.mode_on)
@@ -302,7 +312,10 @@ class Daemon:
         number, started = control.window, control.window_started + epoch
         rows = self._datapath.close_window()
         totals = self._read_totals()
-        self._refresh_ports()
+        try:
+            self._refresh_ports()
+        except KernelError as error:
+            self.report(Record(Message.WARNING, f"which ports are listened on is not seen: {error}"))
         return Window(number, started, control.window_started + epoch, wanted, rows), totals
 
     def _read_totals(self) -> Totals:
@@ -339,14 +352,21 @@ class Daemon:
 
     # Signals and systemd
 
-    def _hang_up(self) -> None:
-        task = asyncio.ensure_future(self._reload_by_signal())
-        self._reloads.add(task)
-        task.add_done_callback(self._reloads.discard)
-
-    async def _reload_by_signal(self) -> None:
-        with contextlib.suppress(XdpmondError):  # reported where it was found
-            await self._service.reload(caller=Caller(os.getuid(), "SIGHUP"))
+    async def _follow_hang_ups(self) -> None:
+        """SIGHUP: read the configuration again; or end, if it came because the terminal has gone. Whoever tries to enforce over SSH, and
+        is cut off by it, gets in again."""
+        while True:
+            await self._hung_up.wait()
+            self._hung_up.clear()
+            if self._has_terminal and not os.isatty(0):
+                self._stop.set()
+                return
+            try:
+                await self._service.reload(caller=Caller(os.getuid(), "SIGHUP"))
+            except XdpmondError:
+                pass  # reported where it was found
+            except Exception:
+                self.report(Record(Message.INTERNAL_ERROR, f"reading the configuration again failed:\n{traceback.format_exc()}"))
 
     def _reloading(self, active: bool) -> None:
         if active:
