@@ -1,4 +1,4 @@
-"""Fixtures: the packet path loaded once for each module, and the guns. A module sets the sizes of its tables by `TABLES`."""
+"""Fixtures: the packet path, and the guns. A module sets the sizes of its tables by `TABLES`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,23 @@ def _root() -> None:
     assert os.geteuid() == 0, "the kernel tests need root"
 
 
+@pytest.fixture(scope="session")
+def _harnesses() -> Iterator[dict[str, Harness]]:
+    """By the sizes of the tables: to compile takes a second, and half a minute under emulation."""
+    made: dict[str, Harness] = {}
+    yield made
+    for harness in made.values():
+        harness.close()
+
+
 @pytest.fixture(scope="module")
-def loaded(request: pytest.FixtureRequest) -> Iterator[Harness]:
-    """Loaded through the daemon's own loader; closed at the module's end."""
-    harness = Harness(small_build(**getattr(request.module, "TABLES", {})))
+def loaded(request: pytest.FixtureRequest, _harnesses: dict[str, Harness]) -> Iterator[Harness]:
+    """Loaded through the daemon's own loader, once for all modules with the same tables."""
+    tables = getattr(request.module, "TABLES", {})
     with pinned(_CPUS[0]):
-        yield harness
-    harness.close()
+        if repr(tables) not in _harnesses:
+            _harnesses[repr(tables)] = Harness(small_build(**tables))
+        yield _harnesses[repr(tables)]
 
 
 @pytest.fixture

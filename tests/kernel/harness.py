@@ -26,6 +26,8 @@ from xdpmond.rows import count_of, merge, talker
 
 LOOPBACK = 1
 EXAMPLES = int(os.environ.get("XDPMOND_TEST_EXAMPLES", "200"))
+ROUNDS = max(15, min(EXAMPLES // 3, 60))
+"""Of what is done again and again under traffic."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from xdpmond.kernel.maps import wait_for_packets_under_way
 from xdpmond.kernel.rules import RuleTries
 from xdpmond.model import Family, Outcome, Prefix, Verdict
 
-from .harness import EXAMPLES, Guns, Harness
+from .harness import EXAMPLES, ROUNDS, Guns, Harness
 from .packets import MAC
 
 TABLES = {"prefixes": 2048, "rule_cells": 1024}
@@ -331,9 +331,9 @@ def test_rules_beyond_the_counters_still_decide(datapath: Harness) -> None:
 
 
 def changes_under_fire(datapath: Harness, guns: Guns, policies: Sequence[dict[Prefix, Verdict]], seen: Callable[[], bool]) -> int:
-    """Switch from one policy to the next until `seen` holds, a hundred times at least."""
+    """Switch from one policy to the next until `seen` holds, ROUNDS times at least."""
     switches = 0
-    while switches < 100 or not seen():
+    while switches < ROUNDS or not seen():
         wanted = policies[switches % len(policies)]
         datapath.rules.apply(wanted, datapath.rules.current().keys() - wanted.keys())
         switches += 1
@@ -437,7 +437,7 @@ def test_the_default_is_switched_with_the_lists(datapath: Harness, shoot: Callab
         before = datapath.totals_by_outcome()
         met: set[Outcome] = set()
         switches = 0
-        while switches < 100 or met < {Outcome.ALLOWED, Outcome.DEFAULT_ALLOWED}:
+        while switches < ROUNDS or met < {Outcome.ALLOWED, Outcome.DEFAULT_ALLOWED}:
             datapath.rules.apply({}, listed, Verdict.ALLOW)
             datapath.rules.apply(listed, [], Verdict.DENY)
             switches += 2

@@ -12,11 +12,10 @@ from xdpmond.kernel.maps import Tallies, wait_for_packets_under_way
 from xdpmond.model import Books, Count, Verdict
 from xdpmond.rows import count_of
 
-from .harness import Guns, Harness, by_key
+from .harness import ROUNDS, Guns, Harness, by_key
 from .packets import random_sources, tcp
 
 TABLES = {"sets": 4}
-WINDOWS = 60
 
 CAPACITY = TABLES["sets"] * abi.WAYS
 """Entries of one CPU's slice."""
@@ -118,7 +117,7 @@ def test_the_books_balance_under_fire(quiet: Harness, shoot: Callable[..., Guns]
     before = quiet.counters.tallies()
     with shoot(quiet, frames, cpus) as guns:
         closed = 0
-        while closed < WINDOWS or not happened(quiet, before):
+        while closed < ROUNDS or not happened(quiet, before):
             number = quiet.control.close_window()
             wait_for_packets_under_way()
             if closed % 5 == 0:
@@ -129,7 +128,7 @@ def test_the_books_balance_under_fire(quiet: Harness, shoot: Callable[..., Guns]
             quiet.control.window_read(number, count.packets, count.bytes)
             closed += 1
             assert guns.running()
-            assert closed < 100 * WINDOWS, "neither evicted nor untracked"
+            assert closed < 100 * ROUNDS, "neither evicted nor untracked"
         shot = guns.stop()
     final = books(quiet)
     assert final.balanced, final

@@ -17,12 +17,10 @@ from xdpmond.kernel.maps import monotonic_ns, wait_for_packets_under_way
 from xdpmond.model import Count, Family, Verdict
 from xdpmond.rows import count_of, merge, unique_sources
 
-from .harness import Guns, Harness, by_key
+from .harness import ROUNDS, Guns, Harness, by_key
 from .packets import MAC, random_sources, tcp
 
 TABLES = {"sets": 2048}
-WINDOWS = 60
-"""Closed while traffic runs, as fast as the reader can."""
 
 EPHEMERAL = (32768, 60999)
 
@@ -158,13 +156,13 @@ def test_every_packet_is_in_one_window(quiet: Harness, shoot: Callable[..., Guns
 
     with shoot(quiet, frames, cpus) as guns:
         closed = 0
-        while closed < WINDOWS or filled < WINDOWS // 2:
+        while closed < ROUNDS or filled < ROUNDS // 2:
             rows = quiet.close_window()
             filled += len(rows) > 0
             add(rows)
             closed += 1
             assert guns.running()
-            assert closed < 100 * WINDOWS, "no traffic"
+            assert closed < 100 * ROUNDS, "no traffic"
             quiet.talkers.read_running(quiet.control.window)
         shot = guns.stop()
     for _ in range(2):
