@@ -90,7 +90,7 @@ def shipped_datapath(config: Config) -> Datapath:
     datapath.control.set_ephemeral(*ephemeral_ports())
     datapath.control.set_ports(port_flags(config.failsafe_ports))
     policy = {Prefix.parse(text): Verdict.ALLOW for text in _ALLOW} | {Prefix.parse(text): Verdict.DENY for text in _DENY}
-    datapath.apply_policy(policy, ())
+    datapath.apply_policy(policy, (), Verdict.LOG)
     return datapath
 
 

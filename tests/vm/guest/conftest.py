@@ -72,10 +72,10 @@ class Watch:
     before: Counts = field(default_factory=dict)
 
     def deny(self, *prefixes: str) -> None:
-        self.datapath.apply_policy({Prefix.parse(text): Verdict.DENY for text in prefixes}, ())
+        self.datapath.apply_policy({Prefix.parse(text): Verdict.DENY for text in prefixes}, (), Verdict.LOG)
 
     def undo_denials(self) -> None:
-        self.datapath.apply_policy({}, list(self.datapath.rules.current()))
+        self.datapath.apply_policy({}, list(self.datapath.rules.current()), Verdict.LOG)
 
     def count(self, outcome: Outcome, protocol: ProtocolClass = ProtocolClass.ICMP) -> Count:
         """Of one protocol, so that what a host sends unasked (neighbour discovery, group membership) does not disturb."""
@@ -131,6 +131,7 @@ def watch(datapath: Datapath) -> Iterator[Callable[[str, AttachMode], Watch]]:
         return Watch(datapath, name, attached.mode, before)
 
     yield make
-    datapath.apply_policy({}, list(datapath.rules.current()))
+    # Interfaces first: what cannot be undone may not keep the next test from its own.
     for name in datapath.attachments:
         datapath.release(name)
+    datapath.apply_policy({}, list(datapath.rules.current()), Verdict.LOG)
