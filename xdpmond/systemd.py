@@ -5,7 +5,9 @@ Without systemd all of it does nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import time
 
 try:
@@ -24,8 +26,10 @@ class Notifier:
         return daemon is not None and "NOTIFY_SOCKET" in os.environ
 
     def _send(self, text: str, fds: list[int] | None = None) -> None:
-        if self.present:
-            daemon.notify(text, False, 0, fds or [])
+        # A manager that is gone, or too busy, misses something; nothing here gets better by ending.
+        with contextlib.suppress(OSError):
+            if self.present:
+                daemon.notify(text, False, 0, fds or [])
 
     def ready(self, status: str) -> None:
         self._send(f"READY=1\nSTATUS={_one_line(status)}")
@@ -62,7 +66,7 @@ def stored_descriptors() -> list[tuple[str, int]]:
     """(name, descriptor) of what the store gave back. The environment is cleared, so that no child takes them for its own."""
     mine = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
     number, names = os.environ.pop("LISTEN_FDS", "0"), os.environ.pop("LISTEN_FDNAMES", "").split(":")
-    if not mine:
+    if not mine or not re.fullmatch("[0-9]{1,9}", number):
         return []
     found = []
     for index in range(int(number)):
