@@ -20,7 +20,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 GUEST_TESTS = ("tests/kernel", "tests/vm/guest")
 """What is run when nothing is named."""
 
-TIMEOUT = 1500.0
+TIMEOUT = 2400.0
 """Seconds that a machine may take as a whole: software emulation is some ten times slower than the processor."""
 
 _MACHINE_FAILED = 125
