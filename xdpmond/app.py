@@ -30,13 +30,13 @@ from .kernel.links import LinkWatch
 from .kernel.pump import EventPump
 from .kernel.sockets import ephemeral_ports, established_peers, port_flags
 from .messages import Message, Record, event_fields, packet_record
-from .model import Action, Caller, Mode
+from .model import Action, Caller, Count, Mode
 from .service import Ports, Service
 from .sinks.console import ConsoleSink
 from .sinks.journal import JournalSink
 from .state import OperatorStore, State
 from .systemd import Notifier, stored_descriptors
-from .windows import Summary, Totals, Window
+from .windows import Progress, Summary, Totals, Window
 
 
 def parser() -> argparse.ArgumentParser:
@@ -208,8 +208,7 @@ class Daemon:
         refused = [state for state in states if state.state == "refused"]
         if not self._notifier.present and refused and len(refused) == len(states):
             raise KernelError(f"no interface can be watched: {refused[0].reason}")
-        service.window_began = await self._in_kernel_thread(self._read_totals)
-        service.tracked_closed = datapath.control.tracked
+        service.progress = Progress(await self._in_kernel_thread(self._read_totals), datapath.control.tracked)
         if datapath.took_over:
             links, rules = len(kept.links), len(datapath.rules)
             text = f"went on with what the last run left: {links} links, {rules} rules"
@@ -285,16 +284,15 @@ class Daemon:
     async def _windows(self) -> None:
         """End each window when it is due, or as soon after as this process gets to run."""
         service, control = self._service, self._datapath.control
-        summary = Summary(time.time(), service.window_began)
+        summary = Summary(time.time(), service.progress.began)
         while True:
             due = control.window_started + service.config.window
             self._window_changed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._window_changed.wait(), max(0.0, due - time.monotonic()))
                 continue
-            window, totals = await self._in_kernel_thread(self._close_window, service.config.window)
-            service.window_before, service.window_began = service.window_began, totals
-            service.window, service.tracked_closed = window, control.tracked
+            window, totals, tracked = await self._in_kernel_thread(self._close_window, service.config.window)
+            service.progress = service.progress.closed(window, totals, tracked)
             interval = service.config.summary_interval
             if interval:
                 await asyncio.to_thread(summary.add, window)
@@ -306,7 +304,7 @@ class Daemon:
                 summary = Summary(window.ended, totals)
             await self._reconcile(self._interfaces.keep)
 
-    def _close_window(self, wanted: float) -> tuple[Window, Totals]:
+    def _close_window(self, wanted: float) -> tuple[Window, Totals, Count]:
         control = self._datapath.control
         epoch = time.time() - time.monotonic()
         number, started = control.window, control.window_started + epoch
@@ -316,7 +314,7 @@ class Daemon:
             self._refresh_ports()
         except KernelError as error:
             self.report(Record(Message.WARNING, f"which ports are listened on is not seen: {error}"))
-        return Window(number, started, control.window_started + epoch, wanted, rows), totals
+        return Window(number, started, control.window_started + epoch, wanted, rows), totals, control.tracked
 
     def _read_totals(self) -> Totals:
         return Totals(self._datapath.totals(), time.time())

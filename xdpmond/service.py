@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from . import __version__, documents
+from . import __version__, answers, documents
+from .answers import Reading, View
 from .config import Config, config_warnings, require_force
 from .errors import (
     FileEntryError,
@@ -34,22 +34,20 @@ from .errors import (
 from .feeds import EventFeed, EventHub
 from .interfaces import DEFAULT, InterfaceState
 from .messages import Message, Record
-from .model import PROTOCOL_NAMES, Action, Caller, Count, Entry, Family, Mode, Origin, Prefix, Total, Verdict, parse_address
+from .model import Caller, Count, Entry, Mode, Origin, Prefix, Total, Verdict, parse_address
 from .modes import Modes
 from .policy import Peer, Policy, difference, guard_peers, refuse_everything
 from .prefixfile import read_prefixes
-from .rows import NO_ROWS, merge, strongest
+from .rows import NO_ROWS
 from .state import State
 from .units import parse_reason
-from .windows import Totals, Window
+from .windows import Progress, Totals
 
 Json = dict[str, Any]
 Notify = Callable[[str, Mapping[str, Any]], None]
 
 _LONGEST_WAIT = 60.0
 """Seconds."""
-_BY = {"bytes": "bytes", "packets": "packets", "syn": "syns", "syns": "syns"}
-_PROTOCOLS = {name: number for number, name in PROTOCOL_NAMES.items()}
 
 
 class Kernel(Protocol):
@@ -102,12 +100,8 @@ class Service:
         self._confirmation_changed = asyncio.Event()
         self._last_reload: Json = {"when": None, "ok": True, "message": ""}
         self.events = EventHub()
-        self.window: Window | None = None
-        self.window_began = Totals([], ports.clock())
-        """Totals at the beginning of the running window."""
-        self.window_before: Totals | None = None
-        """Totals at the beginning of the window before it."""
-        self.tracked_closed = Count()
+        self.progress = Progress(Totals([], ports.clock()))
+        """Of the windows. Whoever ends them sets it anew."""
         self.started = ports.clock()
         self.version = __version__
 
@@ -505,54 +499,34 @@ class Service:
 
     # Questions
 
-    async def _counters(self) -> tuple[Totals, Any, np.ndarray, Any, Mapping[str, Any]]:
-        """Totals, tallies, talkers of the running window, tallies again, facts: read together."""
-        kernel = self._ports.kernel
-
-        def read() -> tuple[Totals, Any, np.ndarray, Any, Mapping[str, Any]]:
-            before = kernel.tallies()
-            rows = kernel.read_running()
-            return Totals(kernel.totals(), self._ports.clock()), before, rows, kernel.tallies(), kernel.facts()
-
-        return await self._ports.in_kernel_thread(read)
+    def _view(self) -> View:
+        """All of ours that the answers are made from. Taken in the turn of the loop in which the numbers of the kernel's side arrive: the
+        next one may have another window."""
+        return View(self._config, self._policy, self._modes, self._strictest_mode(), self.progress)
 
     async def status(self) -> Json:
         """The document of `xdpmonctl status --json`; its keys are stable."""
-        totals, before, running, after, facts = await self._counters()
-        last = self.window
+        kernel = self._ports.kernel
 
-        def traffic() -> tuple[list[Json], Json]:
-            recent = merge(last.rows if last else NO_ROWS, running)
-            top = [self._talker(row) for row in strongest(recent, "packets", 5)]
-            return top, documents.window(last, recent, self._config.window)
+        def read() -> Reading:
+            before, running = kernel.tallies(), kernel.read_running()
+            return Reading(before, running, Totals(kernel.totals(), self._ports.clock()), kernel.tallies(), kernel.facts())
 
-        top, window = await asyncio.to_thread(traffic)
-        began = self.window_began
-        if totals.at - began.at < 5 and self.window_before is not None:
-            began = self.window_before
-        interfaces = [documents.interface(state, self.mode_on(state.name), facts) for state in self._ports.interface_states()]
+        reading = await self._ports.in_kernel_thread(read)
+        view, states, losses, waiting = self._view(), self._ports.interface_states(), self._ports.losses(), self._pending_confirmation()
+        last_reload, warnings = self._last_reload, self.warnings()
+        traffic = await asyncio.to_thread(answers.traffic, view, reading)
         return {
             "version": self.version,
             "running_since": self.started,
             "uptime_seconds": self._ports.clock() - self.started,
-            "counting_since": facts["counting_since"],
-            "mode": self.mode,
-            "file_mode": self.file_mode,
-            "mode_source": "operator" if self._modes != Modes() else "file",
-            "confirm": self._pending_confirmation(),
-            "default": self.default,
-            "interfaces": interfaces,
-            "policy": documents.policy(self._policy),
-            "totals": documents.totals(totals),
-            "rates": documents.rates(began, totals),
-            "books": documents.books(before, after, self.tracked_closed, running),
-            "window": window,
-            "top": top,
-            "tables": documents.tables(facts, after, running, self._policy),
-            "losses": {"ring_full": after.ring_full, "over_budget": after.over_budget, "merged": after.merged, **self._ports.losses()},
-            "anomalies": {name: number for name, number in after.anomalies.items() if number},
-            "last_reload": self._last_reload,
-            "configuration": {"files": list(self._config.files), "warnings": self.warnings()},
+            **answers.settings(view),
+            "confirm": waiting,
+            "interfaces": [documents.interface(state, view.modes.of(view.config, state.name), reading.facts) for state in states],
+            **traffic,
+            "losses": {**traffic["losses"], **losses},
+            "last_reload": last_reload,
+            "configuration": {"files": list(view.config.files), "warnings": warnings},
         }
 
     def _pending_confirmation(self) -> Json | None:
@@ -566,80 +540,22 @@ class Service:
     async def entries(self) -> Iterable[Json]:
         """Every entry, by family, prefix, and strength of origin. Made as it is read, which a thread may do."""
         counts = await self._ports.in_kernel_thread(self._ports.kernel.rule_counts)
-        policy = self._policy
-
-        def rows() -> Iterable[Json]:
-            for entry in policy.entries():
-                yield documents.entry(entry, policy.at(entry.prefix)[0] is entry, counts.get(entry.prefix))
-
-        return rows()
+        return answers.entries(self._policy, counts)
 
     async def explain(self, address: str) -> Json:
         """Which entry decides on an address, what would be done with its packets, and what came from it lately."""
         family, packed = parse_address(address)
         counts = await self._ports.in_kernel_thread(self._ports.kernel.rule_counts)
         running = await self._ports.in_kernel_thread(self._ports.kernel.read_running)
-        policy = self._policy
-        covering = policy.explain(family, packed)
-        verdict = covering[0].verdict if covering else self.default
-        mode = self._strictest_mode()
-        if verdict is Verdict.ALLOW:
-            action = Action.PASS
-        else:
-            action = Action.DROP if verdict is Verdict.DENY and mode is Mode.ENFORCE else Action.LOG
-        last = self.window
-
-        def talkers() -> list[Json]:
-            recent = np.concatenate([last.rows if last else NO_ROWS, running])
-            own = recent[(recent["source"] == np.frombuffer(packed.ljust(16, b"\0"), "u1")).all(axis=1) & (recent["family"] == family)]
-            return [self._talker(row) for row in strongest(merge(own), "packets", 20)]
-
-        sent = await asyncio.to_thread(talkers)
-        explained = [documents.entry(entry, policy.at(entry.prefix)[0] is entry, counts.get(entry.prefix)) for entry in covering]
-        return {
-            "address": address,
-            "family": family.label,
-            "verdict": verdict,
-            "action": action,
-            "decided_by": explained[0] if explained else None,
-            "default": self.default,
-            "mode": mode,
-            "covering": explained,
-            "talkers": sent,
-            "text": documents.explanation(covering[0] if covering else None, self.default, mode),
-        }
-
-    def _talker(self, row: np.void) -> Json:
-        address = row["source"].tobytes()
-        family = Family(int(row["family"]))
-        entry = self._policy.match(family, address[: family.bits // 8])
-        return documents.talker(row, entry.verdict if entry else self.default, str(entry.prefix) if entry else "default")
+        return await asyncio.to_thread(answers.explain, self._view(), family, packed, counts, running)
 
     async def top(self, *, by: str = "bytes", limit: int = 20, port: int | None = None, protocol: str | None = None,
                   interval: bool = False) -> Iterable[Json]:  # fmt: skip
         """The strongest talkers of the last full window and the running one; `interval`: of the last full window alone. Made as it is
         read, which a thread may do."""
-        if by not in _BY:
-            raise UsageError(f"'{by}' is nothing to sort by", hint="bytes, packets or syn")
-        number = None
-        if protocol is not None:
-            number = int(protocol) if re.fullmatch("[0-9]{1,3}", protocol) else _PROTOCOLS.get(protocol)
-            if number is None or number > 255:
-                raise UsageError(f"'{protocol:.40}' is not a protocol", hint=f"{', '.join(_PROTOCOLS)} or a number up to 255")
-        parts = [self.window.rows if self.window else NO_ROWS]
-        if not interval:
-            parts.append(await self._ports.in_kernel_thread(self._ports.kernel.read_running))
-
-        def talkers() -> Iterable[Json]:
-            rows = merge(*parts)
-            if number is not None:
-                rows = rows[rows["protocol"] == number]
-            if port is not None:
-                rows = rows[(rows["port"] == port) & np.isin(rows["protocol"], (6, 17, 132))]
-            for row in strongest(rows, _BY[by], min(max(limit, 1), 100_000)):
-                yield self._talker(row)
-
-        return talkers()
+        wanted = answers.Wanted.parse(by, limit, port, protocol)
+        running = NO_ROWS if interval else await self._ports.in_kernel_thread(self._ports.kernel.read_running)
+        return answers.top(self._view(), running, wanted)
 
     async def recent_events(self, limit: int) -> Iterable[Json]:
         return [dict(event) for event in self.events.recent(limit)]

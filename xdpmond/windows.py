@@ -15,6 +15,7 @@ from .model import Action, Count, Family, Outcome, ProtocolClass, Total, protoco
 from .rows import NO_ROWS, merge, strongest, talker, unique_sources
 
 _LATE_FACTOR = 1.25
+_LITTLE_SECONDS = 5
 _KEEP_ROWS = 262_144
 """A summary over many windows keeps the strongest sources of them, so that a long interval does not grow without bound."""
 
@@ -68,6 +69,30 @@ class Totals:
         for cell in self.cells:
             found[key(cell)] = found.get(key(cell), Count()) + cell.count
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What is closed and what is running."""
+
+    began: Totals
+    """At the beginning of the running window."""
+    tracked: Count = field(default_factory=Count)
+    """Counted for talkers in all windows that are closed."""
+    last: Window | None = None
+    before: Totals | None = None
+    """At the beginning of the last window."""
+
+    def closed(self, window: Window, now: Totals, tracked: Count) -> Progress:
+        return Progress(now, tracked, window, self.began)
+
+    def recent(self, running: np.ndarray) -> np.ndarray:
+        """The talkers of the last window and the running one together."""
+        return merge(self.last.rows if self.last else NO_ROWS, running)
+
+    def since(self, now: float) -> Totals:
+        """What rates are counted from: a window that has just begun says little."""
+        return self.before if now - self.began.at < _LITTLE_SECONDS and self.before is not None else self.began
 
 
 @dataclass(slots=True)

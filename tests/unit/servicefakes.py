@@ -165,6 +165,10 @@ class World:
         self.records: list[Record] = []
         self.told: list[tuple[str, Mapping[str, Any]]] = []
         self.reloading: list[bool] = []
+        self.before_kernel: Callable[[], object] = lambda: None
+        """Happens before the next call to the kernel's side runs, as another call may that stood before it in the queue."""
+        self.after_kernel: Callable[[], object] = lambda: None
+        """Happens in the turn of the loop after the one in which the call's result has come."""
         self._news = asyncio.Event()
         self.service = Service(config or Config(), state or State(), self._ports(), forced=forced)
         self.service.subscribe(self._tell)
@@ -177,7 +181,10 @@ class World:
         )  # fmt: skip
 
     async def _in_kernel_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.to_thread(function, *arguments)
+        self.before_kernel()
+        result = await asyncio.to_thread(function, *arguments)
+        asyncio.get_running_loop().call_soon(self.after_kernel)
+        return result
 
     def _load(self) -> Config:
         if self.files_refused:

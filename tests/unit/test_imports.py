@@ -35,8 +35,10 @@ ROOMS = {
     "modes": VALUES | {"config"},
     "feeds": set(),
     "documents": VALUES | {"config", "policy", "windows", "rows", "interfaces"},
+    "answers": VALUES | {"config", "policy", "windows", "detect", "rows", "modes", "documents"},
     "service": VALUES
-    | {"config", "policy", "windows", "detect", "rows", "state", "messages", "interfaces", "modes", "feeds", "documents", "prefixfile", ""},
+    | {"config", "policy", "windows", "detect", "rows", "state", "messages", "interfaces", "modes", "feeds", "documents", "answers"}
+    | {"prefixfile", ""},
     "systemd": set(),
     "sinks": VALUES | {"config", "messages"},
     "bus": VALUES | {"service"},
@@ -52,7 +54,7 @@ LIBRARIES = {
     "bcc": {"kernel/compile.py"},
     "dbus_next": {"bus/", "cli/client.py"},
     "pyroute2": {"kernel/"},
-    "numpy": {"kernel/", "rows.py", "windows.py", "detect/", "service.py", "documents.py"},
+    "numpy": {"kernel/", "rows.py", "windows.py", "detect/", "service.py", "documents.py", "answers.py"},
     "systemd": {"sinks/", "systemd.py"},
     "rich": {"cli/"},
 }

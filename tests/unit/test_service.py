@@ -22,8 +22,9 @@ from xdpmond.errors import (
 from xdpmond.interfaces import InterfaceState
 from xdpmond.messages import Message
 from xdpmond.model import Count, Mode, Origin, Prefix, Verdict
+from xdpmond.rows import NO_ROWS
 from xdpmond.state import State
-from xdpmond.windows import Totals, Window
+from xdpmond.windows import Progress, Totals, Window
 
 ALLOW, DENY = Verdict.ALLOW, Verdict.DENY
 
@@ -795,8 +796,8 @@ def test_what_takes_effect_at_the_next_start_is_said():
 
 def talking(world):
     world.kernel.running = rows(("192.0.2.1", 6, 22, 10, 600), ("2001:db8::9", 17, 53, 3, 900), ("203.0.113.5", 1, 0, 7, 490))
-    world.service.window = Window(4, START - 60, START, 60, rows(("192.0.2.1", 6, 22, 90, 5400), ("198.51.100.2", 132, 9, 1, 100)))
-    world.service.window_began = Totals([], START - 20)
+    last = Window(4, START - 60, START, 60, rows(("192.0.2.1", 6, 22, 90, 5400), ("198.51.100.2", 132, 9, 1, 100)))
+    world.service.progress = Progress(Totals([], START - 20)).closed(last, Totals([], START - 10), Count(91, 5500))
 
 
 def test_status_is_json_whatever_there_is():
@@ -817,6 +818,37 @@ def test_status_is_json_whatever_there_is():
         ]  # fmt: skip
         assert status["interfaces"][0]["program_id"] == 9
         assert status["anomalies"] == {"short": 2}
+
+    run(work)
+
+
+@pytest.mark.parametrize("moment", ["before_kernel", "after_kernel"])
+@pytest.mark.parametrize("question", ["status", "top", "explain"])
+def test_a_window_that_ends_meanwhile_is_in_the_answer_once(question, moment):
+    """Its packets are in a closed window or in the running one. In both, or in neither, they would be books that do not balance."""
+
+    async def work():
+        world = World()
+        talking(world)
+        world.kernel.tally.sourced = Count(91 + 20, 5500 + 1990)
+        open_, running = world.service.progress, world.kernel.running
+
+        def close():
+            ended = Window(5, START, START + 60, 60, running)
+            world.kernel.running = NO_ROWS
+            world.service.progress = open_.closed(ended, Totals([], START), open_.tracked + Count(20, 1990))
+
+        setattr(world, moment, close)
+        if question == "status":
+            answer = await world.service.status()
+            assert answer["books"]["tracked"]["packets"] == 111
+            assert answer["books"]["balanced"]
+            found = answer["top"]
+        elif question == "top":
+            found = list(await world.service.top(by="packets"))
+        else:
+            found = (await world.service.explain("203.0.113.5"))["talkers"]
+        assert [row["packets"] for row in found if row["source"] == "203.0.113.5"] == [7]
 
     run(work)
 

@@ -1,0 +1,151 @@
+"""Answers to questions, as pure functions of what was known at one moment.
+
+The service takes a `View` of itself and a `Reading` of the packet path, both of values that nobody changes. So an answer over a hundred
+thousand talkers or a million prefixes is work for a thread, and what changes meanwhile cannot make it contradict itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import documents
+from .config import Config
+from .errors import UsageError
+from .model import PROTOCOL_NAMES, Action, Count, Family, Mode, Prefix, Verdict, format_address
+from .modes import Modes
+from .policy import Policy
+from .rows import merge, strongest
+from .windows import Progress, Totals
+
+Json = dict[str, Any]
+
+MOST_ROWS = 100_000
+_BY = {"bytes": "bytes", "packets": "packets", "syn": "syns", "syns": "syns"}
+_PROTOCOLS = {name: number for number, name in PROTOCOL_NAMES.items()}
+_WITH_PORTS = (6, 17, 132)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The service at one moment."""
+
+    config: Config
+    policy: Policy
+    modes: Modes
+    strictest: Mode
+    """Of the modes of all interfaces."""
+    progress: Progress
+
+    @property
+    def default(self) -> Verdict:
+        return self.config.default
+
+    def talker(self, row: np.void) -> Json:
+        family = Family(int(row["family"]))
+        entry = self.policy.match(family, row["source"].tobytes()[: family.bits // 8])
+        return documents.talker(row, entry.verdict if entry else self.default, str(entry.prefix) if entry else "default")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The packet path's numbers, read one after the other while it goes on: tallies, talkers of the running window, totals, tallies
+    again."""
+
+    before: Any
+    running: np.ndarray
+    totals: Totals
+    after: Any
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which talkers, and in which order."""
+
+    by: str
+    limit: int
+    port: int | None
+    protocol: int | None
+
+    @classmethod
+    def parse(cls, by: str, limit: int, port: int | None, protocol: str | None) -> Wanted:
+        if by not in _BY:
+            raise UsageError(f"'{by:.40}' is nothing to sort by", hint="bytes, packets or syn")
+        number = None
+        if protocol is not None:
+            number = int(protocol) if re.fullmatch("[0-9]{1,3}", protocol) else _PROTOCOLS.get(protocol)
+            if number is None or number > 255:
+                raise UsageError(f"'{protocol:.40}' is not a protocol", hint=f"{', '.join(_PROTOCOLS)} or a number up to 255")
+        return cls(_BY[by], min(max(limit, 1), MOST_ROWS), port, number)
+
+
+def settings(view: View) -> Json:
+    """The part of the status that is decided, not measured."""
+    return {
+        "mode": view.modes.everywhere or view.config.mode,
+        "file_mode": view.config.mode,
+        "mode_source": "operator" if view.modes != Modes() else "file",
+        "default": view.default,
+        "policy": documents.policy(view.policy),
+    }
+
+
+def traffic(view: View, reading: Reading) -> Json:
+    """The part of the status that is measured."""
+    progress, after = view.progress, reading.after
+    recent = progress.recent(reading.running)
+    return {
+        "counting_since": reading.facts["counting_since"],
+        "totals": documents.totals(reading.totals),
+        "rates": documents.rates(progress.since(reading.totals.at), reading.totals),
+        "books": documents.books(reading.before, after, progress.tracked, reading.running),
+        "window": documents.window(progress.last, recent, view.config.window),
+        "top": [view.talker(row) for row in strongest(recent, "packets", 5)],
+        "tables": documents.tables(reading.facts, after, reading.running, view.policy),
+        "losses": {"ring_full": after.ring_full, "over_budget": after.over_budget, "merged": after.merged},
+        "anomalies": {name: number for name, number in after.anomalies.items() if number},
+    }
+
+
+def entries(policy: Policy, counts: Mapping[Prefix, Count]) -> Iterator[Json]:
+    for entry in policy.entries():
+        yield documents.entry(entry, policy.at(entry.prefix)[0] is entry, counts.get(entry.prefix))
+
+
+def explain(view: View, family: Family, packed: bytes, counts: Mapping[Prefix, Count], running: np.ndarray) -> Json:
+    policy, mode = view.policy, view.strictest
+    covering = policy.explain(family, packed)
+    verdict = covering[0].verdict if covering else view.default
+    reported = Action.DROP if verdict is Verdict.DENY and mode is Mode.ENFORCE else Action.LOG
+    action = Action.PASS if verdict is Verdict.ALLOW else reported
+    last = view.progress.last
+    source = np.frombuffer(packed.ljust(16, b"\0"), "u1")
+    own = [rows[(rows["source"] == source).all(axis=1) & (rows["family"] == family)] for rows in ([last.rows] if last else []) + [running]]
+    explained = [documents.entry(entry, policy.at(entry.prefix)[0] is entry, counts.get(entry.prefix)) for entry in covering]
+    return {
+        "address": format_address(family, packed),
+        "family": family.label,
+        "verdict": verdict,
+        "action": action,
+        "decided_by": explained[0] if explained else None,
+        "default": view.default,
+        "mode": mode,
+        "covering": explained,
+        "talkers": [view.talker(row) for row in strongest(merge(*own), "packets", 20)],
+        "text": documents.explanation(covering[0] if covering else None, view.default, mode),
+    }
+
+
+def top(view: View, running: np.ndarray, wanted: Wanted) -> Iterable[Json]:
+    rows = view.progress.recent(running)
+    if wanted.protocol is not None:
+        rows = rows[rows["protocol"] == wanted.protocol]
+    if wanted.port is not None:
+        rows = rows[(rows["port"] == wanted.port) & np.isin(rows["protocol"], _WITH_PORTS)]
+    for row in strongest(rows, wanted.by, wanted.limit):
+        yield view.talker(row)
