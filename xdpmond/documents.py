@@ -100,7 +100,10 @@ def totals(of: Totals) -> Json:
 
 
 def rates(began: Totals, now: Totals) -> Json:
-    seconds = max(now.at - began.at, 0.001)
+    """Nothing over 0 s where no time has passed, as it seems when the clock was set back."""
+    seconds = now.at - began.at
+    if seconds <= 0:
+        return {"packets_per_second": 0.0, "bytes_per_second": 0.0, "dropped_per_second": 0.0, "interval_seconds": 0.0}
     new, dropped = now.where() - began.where(), now.dropped - began.dropped
     return {
         "packets_per_second": round(new.packets / seconds, 3),

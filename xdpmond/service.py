@@ -482,7 +482,10 @@ class Service:
         was_so = self._config.default is config.default and self._strictest_mode() is mode
         require_force(config, self._forced or was_so, mode)
         policy = await asyncio.to_thread(self._policy.with_configuration, config.entries)
-        await self._guard(policy, False, config=config)
+        try:
+            await self._guard(policy, False, config=config)
+        except LockOutError as error:
+            raise LockOutError(error.message, hint="allow it in the configuration, or close that connection, and reload again") from None
         before = self._policy, self._config
         changed = await self._apply(policy, config)
         try:

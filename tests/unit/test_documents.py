@@ -64,7 +64,9 @@ def test_rates():
     assert documents.rates(began, now) == {
         "packets_per_second": 21.0, "bytes_per_second": 250.0, "dropped_per_second": 1.0, "interval_seconds": 10,
     }  # fmt: skip
-    plain(documents.rates(now, now))  # no time between them: no division by it
+    for at in (now, Totals(now.cells, START - 3600)):  # no time between them, or the clock was set back
+        unknown = plain(documents.rates(began if at is not now else now, at))
+        assert unknown == {"packets_per_second": 0.0, "bytes_per_second": 0.0, "dropped_per_second": 0.0, "interval_seconds": 0.0}
 
 
 NONE = Count()

@@ -321,8 +321,9 @@ def test_the_guard_holds_for_a_reload():
         world.connected = ["192.0.2.7"]
         world.files = enforcing(deny=(file_entry("192.0.2.0/24"),))
         before = world.snapshot()
-        with pytest.raises(LockOutError):
+        with pytest.raises(LockOutError, match="in the configuration") as refused:
             await world.service.reload(caller=ROOT)
+        assert "--force" not in str(refused.value)  # which reload does not have
         assert world.snapshot() == before
         assert world.reports(Message.RELOAD_REFUSED)
         assert world.reloading == [True, False]

@@ -74,7 +74,10 @@ def attach(program: int, name: str, ifindex: int, wanted: AttachMode) -> Attache
             _refuse_gone(name, ifindex)
             if error.errno in (errno.EBUSY, errno.EEXIST):
                 refuse_foreign(name, ifindex)
-            reason = native_refusal(program, ifindex) or os.strerror(error.errno)
+            try:
+                reason = native_refusal(program, ifindex) or os.strerror(error.errno)
+            except OSError:  # netlink does not answer: the number has to do
+                reason = os.strerror(error.errno)
             if wanted is AttachMode.NATIVE or error.errno in (errno.EPERM, errno.ENODEV):
                 raise KernelError(f"{name} does not take the program in native mode: {reason}", hint='set attach = "auto"') from None
     else:
