@@ -115,7 +115,12 @@ def test_the_default_is_switched_with_the_lists(start: Callable[..., Datapath]) 
     # Between the switch and the end of the change, a packet meets the new default with the new lists.
     actions: list[tuple[int, int]] = []
     grace = datapath.rules._grace
-    datapath.rules._grace = lambda: (actions.append((send(datapath, FRAME), send(datapath, STRANGER))), grace())[1]
+
+    def watched() -> None:
+        actions.append((send(datapath, FRAME), send(datapath, STRANGER)))
+        grace()
+
+    datapath.rules._grace = watched
     datapath.apply_policy({}, [LISTED], Verdict.LOG)
     assert actions == [(libbpf.XDP_PASS, libbpf.XDP_PASS)]
     outcomes = {total.outcome for total in datapath.totals()}
