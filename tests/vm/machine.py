@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import selectors
 import shlex
+import shutil
 import subprocess
 import tempfile
 import time
@@ -21,6 +22,7 @@ from pathlib import Path
 from .archive import Archive
 from .image import FIRST_MODULES, Image
 
+_PREFIX = "xdpmond-vm-"
 _MEMORY_MIB = 2048
 _PROCESSORS = 4
 _CONSOLE_LINES = 120
@@ -53,7 +55,8 @@ def run(
     on_output: Callable[[bytes], object] = lambda data: None,
 ) -> Finished:
     """Run `command` in the directory /project of a fresh guest, which is a copy of the directory `project` as it is now."""
-    with tempfile.TemporaryDirectory(prefix="xdpmond-vm-") as name:
+    _remove_leftovers()
+    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as name:
         work = Path(name)
         initramfs = work / "initramfs"
         with initramfs.open("wb") as stream:
@@ -65,6 +68,13 @@ def run(
         if not status.isdigit():
             raise MachineError(f"the machine ended without a status; the end of its console:\n{_console(work)}")
         return Finished(int(status), output.decode(errors="replace"), _read(work / "report"))
+
+
+def _remove_leftovers() -> None:
+    """What a process left that was killed before it could remove it."""
+    for found in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        if not Path("/proc", found.name.removeprefix(_PREFIX).partition("-")[0]).exists():
+            shutil.rmtree(found)
 
 
 def _write_run(archive: Archive, project: Path, command: Sequence[str], environment: Mapping[str, str]) -> None:
