@@ -49,7 +49,7 @@ _ROOM_MIB = 512
 """Free room on the disk, for what the tests write. Each machine sees the disk as it was made."""
 
 _SUITE = "bookworm"
-_MIRROR = os.environ.get("XDPMOND_MIRROR", "http://deb.debian.org/debian")
+_MIRROR = [mirror] if (mirror := os.environ.get("XDPMOND_MIRROR")) else []  # else debootstrap's own
 _SLOW = 1800
 """Seconds after which a download or debootstrap is given up."""
 
@@ -116,7 +116,7 @@ def _make_system(cache: Path, target: Path) -> None:
         tree = work / "tree"
         # In a mount namespace of its own: what debootstrap mounts in the tree goes with it, also if it is killed halfway.
         _run("unshare", "--mount", "--propagation", "private", "debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}",
-             _SUITE, str(tree), _MIRROR)  # fmt: skip
+             _SUITE, str(tree), *_MIRROR)  # fmt: skip
         for dropped in _DROPPED:
             shutil.rmtree(tree / dropped)
         size = int(_run("du", "--summarize", "--block-size=1M", str(tree)).split()[0])
