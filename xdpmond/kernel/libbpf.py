@@ -26,6 +26,12 @@ BPF_F_TEST_XDP_LIVE_FRAMES = 1 << 1
 XDP_DROP = 1
 XDP_PASS = 2
 
+BPF_MAP_TYPE_ARRAY = 2
+BPF_MAP_TYPE_PROG_ARRAY = 3
+BPF_MAP_TYPE_PERCPU_ARRAY = 6
+BPF_MAP_TYPE_RINGBUF = 27
+BPF_F_MMAPABLE = 1 << 10
+
 
 class _ProgLoadOpts(c.Structure):
     _fields_ = [
@@ -47,6 +53,14 @@ class _TestRunOpts(c.Structure):
         ("sz", c.c_size_t), ("data_in", c.c_void_p), ("data_out", c.c_void_p), ("data_size_in", c.c_uint32), ("data_size_out", c.c_uint32),
         ("ctx_in", c.c_void_p), ("ctx_out", c.c_void_p), ("ctx_size_in", c.c_uint32), ("ctx_size_out", c.c_uint32), ("retval", c.c_uint32),
         ("repeat", c.c_int), ("duration", c.c_uint32), ("flags", c.c_uint32), ("cpu", c.c_uint32), ("batch_size", c.c_uint32),
+    ]  # fmt: skip
+
+
+class _MapCreateOpts(c.Structure):
+    _fields_ = [
+        ("sz", c.c_size_t), ("btf_fd", c.c_uint32), ("btf_key_type_id", c.c_uint32), ("btf_value_type_id", c.c_uint32),
+        ("btf_vmlinux_value_type_id", c.c_uint32), ("inner_map_fd", c.c_uint32), ("map_flags", c.c_uint32), ("map_extra", c.c_uint64),
+        ("numa_node", c.c_uint32), ("map_ifindex", c.c_uint32),
     ]  # fmt: skip
 
 
@@ -166,6 +180,17 @@ def map_info(fd: int) -> tuple[int, int, int, int, int]:
     """(type, key size, value size, most entries, flags)"""
     info = _info(fd, _MapInfo, "read a map's description")
     return info.type, info.key_size, info.value_size, info.max_entries, info.map_flags
+
+
+def create_map(kind: int, name: str, *, key_size: int = 4, value_size: int, entries: int, flags: int = 0) -> int:
+    """Make a map; return its descriptor."""
+    opts = _MapCreateOpts(sz=c.sizeof(_MapCreateOpts), map_flags=flags)
+    return _check(_lib().bpf_map_create(kind, name.encode(), key_size, value_size, entries, c.byref(opts)), f"make the map {name}")
+
+
+def program_by_id(number: int) -> int:
+    """A descriptor of a loaded program."""
+    return _check(_lib().bpf_prog_get_fd_by_id(number), f"open program {number}")
 
 
 def program_id(fd: int) -> int:
