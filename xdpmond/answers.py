@@ -106,7 +106,8 @@ def traffic(view: View, reading: Reading) -> Json:
         "books": documents.books(reading.before, after, progress.tracked, reading.running),
         "window": documents.window(progress.last, recent, view.config.window),
         "top": [view.talker(row) for row in strongest(recent, "packets", 5)],
-        "tables": documents.tables(reading.facts, after, reading.running, view.policy),
+        "tables": documents.tables(reading.facts, after, view.policy),
+        "maps": documents.maps(reading.facts),
         "losses": {"ring_full": after.ring_full, "over_budget": after.over_budget, "merged": after.merged},
         "anomalies": {name: number for name, number in after.anomalies.items() if number},
     }

@@ -143,18 +143,35 @@ def window(last: Window | None, recent: np.ndarray, wanted: float) -> Json:
     }
 
 
-def tables(facts: Mapping[str, Any], tallies: Any, running: np.ndarray, of: Policy) -> Json:
-    capacity, occupied = facts["talkers_capacity"], facts["talkers_occupied"]
+def tables(facts: Mapping[str, Any], tallies: Any, of: Policy) -> Json:
+    """How full the tables are. The one of talkers has a slice for each possible CPU: a card with one queue fills one of them. `exact`: no
+    talker was left out since the counting began."""
+    capacity, slices = facts["talkers_capacity"], facts["talkers_occupied"]
+    of_slice = capacity // len(slices)
     return {
         "talkers": {
-            "entries": occupied,
+            "entries": sum(slices),
             "capacity": capacity,
-            "load": round(occupied / capacity, 4),
+            "load": round(sum(slices) / capacity, 4),
+            "slices": [{"entries": entries, "capacity": of_slice, "load": round(entries / of_slice, 4)} for entries in slices],
             "evictions": tallies.evictions,
-            "exact": not tallies.evicted.packets and not tallies.untracked.packets,
+            "evicted": count(tallies.evicted),
+            "untracked": count(tallies.untracked),
+            "exact": exact(tallies),
         },
         "prefixes": {"entries": len(of), "capacity": facts["prefixes_capacity"], "counters": facts["rule_cells"]},
     }
+
+
+def exact(tallies: Any) -> bool:
+    """Did every packet with a readable source find its talker, and every talker keep its place until it was read?"""
+    return not tallies.evicted.packets and not tallies.untracked.packets
+
+
+def maps(facts: Mapping[str, Any]) -> Json:
+    """What the tables in the kernel cost in memory, beside that of the process."""
+    each = [{"name": cost.name, "entries": cost.entries, "bytes": cost.bytes} for cost in facts["maps"]]
+    return {"bytes": sum(cost["bytes"] for cost in each), "each": each}
 
 
 def talker(row: np.void, verdict: Verdict, rule: str) -> Json:

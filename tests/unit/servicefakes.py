@@ -131,7 +131,7 @@ class FakeKernel:
 
     def facts(self) -> Mapping[str, Any]:
         return {"links": {"eth0": {"link_id": 3, "program_id": 9}}, "counting_since": START, "talkers_capacity": 1024,
-                "talkers_occupied": 2, "prefixes_capacity": 4096, "rule_cells": 64}  # fmt: skip
+                "talkers_occupied": [2, 0], "prefixes_capacity": 4096, "rule_cells": 64, "maps": []}  # fmt: skip
 
 
 class FakeStore:

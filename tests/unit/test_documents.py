@@ -12,6 +12,7 @@ from servicefakes import START, entry, file_entry, rows
 from xdpmond import documents
 from xdpmond.config import Bus, Config, Events, Tables
 from xdpmond.interfaces import InterfaceState
+from xdpmond.kernel.costs import MapCost
 from xdpmond.model import Action, Count, Family, Mode, Outcome, ProtocolClass, Total, Verdict
 from xdpmond.policy import Policy
 from xdpmond.rows import NO_ROWS
@@ -115,8 +116,9 @@ def test_windows():
     }  # fmt: skip
 
 
-FACTS = {"links": {"eth0": {"link_id": 3, "program_id": 9}}, "talkers_capacity": 1000, "talkers_occupied": 250, "prefixes_capacity": 99,
-         "rule_cells": 64}  # fmt: skip
+FACTS = {"links": {"eth0": {"link_id": 3, "program_id": 9}}, "talkers_capacity": 1000, "talkers_occupied": [250, 50],
+         "prefixes_capacity": 99, "rule_cells": 64,
+         "maps": [MapCost("talkers", 250, 64000), MapCost("control", 1, 8192)]}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -124,9 +126,20 @@ FACTS = {"links": {"eth0": {"link_id": 3, "program_id": 9}}, "talkers_capacity":
     [(tallies(NONE), True), (tallies(NONE, Count(1, 1), evictions=1), False), (tallies(NONE, NONE, Count(1, 1)), False)],
 )
 def test_tables(tally, exact):
-    found = plain(documents.tables(FACTS, tally, RUNNING, Policy([entry("192.0.2.1")])))
-    assert found["talkers"] == {"entries": 250, "capacity": 1000, "load": 0.25, "evictions": tally.evictions, "exact": exact}
+    found = plain(documents.tables(FACTS, tally, Policy([entry("192.0.2.1")])))
+    assert found["talkers"] == {
+        "entries": 300, "capacity": 1000, "load": 0.3, "evictions": tally.evictions, "exact": exact,
+        "slices": [{"entries": 250, "capacity": 500, "load": 0.5}, {"entries": 50, "capacity": 500, "load": 0.1}],
+        "evicted": plain(documents.count(tally.evicted)), "untracked": plain(documents.count(tally.untracked)),
+    }  # fmt: skip
     assert found["prefixes"] == {"entries": 1, "capacity": 99, "counters": 64}
+
+
+def test_what_the_maps_cost():
+    assert plain(documents.maps(FACTS)) == {
+        "bytes": 72192,
+        "each": [{"name": "talkers", "entries": 250, "bytes": 64000}, {"name": "control", "entries": 1, "bytes": 8192}],
+    }
 
 
 def test_interfaces():

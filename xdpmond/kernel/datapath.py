@@ -20,6 +20,7 @@ from ..model import AttachMode, Count, Mode, Prefix, Total, Verdict
 from ..rows import count_of, merge
 from . import abi, libbpf, loader
 from .attach import Attached, attach, layer_of
+from .costs import costs
 from .events import EventRing
 from .links import Link
 from .maps import Control, Counters, Tallies, cells, realtime_at_monotonic_zero, wait_for_packets_under_way
@@ -262,6 +263,7 @@ class Datapath:
             "counting_since": realtime_at_monotonic_zero() + int(self.control.ledger["started"]) / 1e9,
             "talkers_capacity": self.talkers.capacity,
             "talkers_occupied": self.talkers.occupied(self.control.window),
+            "maps": list(costs(self.loaded.maps)),
             "prefixes_capacity": self.build.prefixes,
             "rule_cells": self.build.rule_cells,
         }

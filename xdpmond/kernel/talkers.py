@@ -34,6 +34,7 @@ class TalkerTable:
 
     def __init__(self, map_fd: int, *, cpus: int, sets: int):
         self.capacity = cpus * sets * abi.WAYS
+        self._slices = cpus
         self._memory = map_memory(map_fd, cpus * sets * abi.SET.itemsize, write=False)
         self._entries = np.frombuffer(self._memory, abi.TALKER, self.capacity)
 
@@ -75,9 +76,13 @@ class TalkerTable:
             found.append(_rows(second[same], 0))
         return np.concatenate(found)
 
-    def occupied(self, running: int) -> int:
-        """Entries of the running window or the one before it."""
-        return sum(int(np.count_nonzero(live["window"] >= running - 1)) for live in self._chunks())
+    def occupied(self, running: int) -> list[int]:
+        """Entries of the running window or the one before it, by slice."""
+        found = []
+        for of_cpu in self._entries.reshape(self._slices, -1):
+            parts = (of_cpu[at : at + _CHUNK_SETS * abi.WAYS] for at in range(0, len(of_cpu), _CHUNK_SETS * abi.WAYS))
+            found.append(sum(int(np.count_nonzero(live["window"] >= running - 1)) for live in parts))
+        return found
 
 
 def _rows(entries: np.ndarray, which: int) -> np.ndarray:
