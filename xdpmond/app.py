@@ -17,20 +17,27 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from . import __version__
+from .batch import EventBatch, Match
 from .config import Config, ConfigPaths, config_warnings, load, require_force
 from .errors import KernelError, StateError, XdpmondError
+from .feeds import BlockedSources
 from .interfaces import Interfaces
 from .kernel.datapath import Datapath, Kept
 from .kernel.links import LinkWatch
 from .kernel.pump import EventPump
 from .kernel.sockets import ephemeral_ports, established_peers, port_flags
-from .messages import Message, Record, event_fields, packet_record
-from .model import Action, Caller, Count, Mode
+from .messages import Message, Record
+from .model import Caller, Count, Family, Mode
+from .policy import Policy
 from .service import Ports, Service
 from .sinks.console import ConsoleSink
 from .sinks.journal import JournalSink
@@ -93,6 +100,25 @@ def _check(paths: ConfigPaths, options: argparse.Namespace) -> int:
     return 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _OneByOne:
+    """Looks up one source after the other, until the policy can do it at once."""
+
+    policy: Policy
+
+    def __call__(self, families: np.ndarray, sources: np.ndarray) -> Any:
+        entries = [
+            self.policy.match(Family(int(family)), source.tobytes()[: Family(int(family)).bits // 8])
+            for family, source in zip(families, sources, strict=True)
+        ]
+        found = list(dict.fromkeys(entry for entry in entries if entry))
+        which = np.array([found.index(entry) if entry else -1 for entry in entries], "i4")
+        return SimpleNamespace(which=which, prefixes=[entry.prefix for entry in found], verdicts=[entry.verdict for entry in found])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _OneByOne) and self.policy is other.policy
+
+
 class MemoryStore:
     """Keeps nothing: for trials in the foreground."""
 
@@ -113,7 +139,7 @@ class Daemon:
         self._kernel_thread = ThreadPoolExecutor(1, "kernel")
         self._stop = asyncio.Event()
         self._window_changed = asyncio.Event()
-        self._blocked: dict[str, int] = {}
+        self._blocked = BlockedSources()
         self._blocked_timer: asyncio.TimerHandle | None = None
         self._hung_up = asyncio.Event()
         self._has_terminal = os.isatty(0)
@@ -234,7 +260,7 @@ class Daemon:
                 tasks.create_task(self._service.run(), name="service"),
             ]
             if self._datapath.ring:
-                pump = EventPump(self._datapath, self._publish)
+                pump = EventPump(self._datapath, self._match, self._publish)
                 running.append(tasks.create_task(pump.run(), name="events"))
             if seconds := self._notifier.watchdog_seconds:
                 running.append(tasks.create_task(self._watchdog(seconds / 3), name="watchdog"))
@@ -332,18 +358,20 @@ class Daemon:
 
     # Events
 
-    def _publish(self, event: Any) -> None:
-        self._service.events.publish(event_fields(event))
-        self.report(packet_record(event))
-        if event.outcome.action is Action.DROP:
-            self._blocked[event.src_ip] = self._blocked.get(event.src_ip, 0) + 1 + event.suppressed
-            if self._blocked_timer is None:
-                self._blocked_timer = asyncio.get_running_loop().call_later(1.0, self._tell_blocked)
+    def _match(self) -> Match:
+        policy = self._service.policy
+        return getattr(policy, "match_rows", None) or _OneByOne(policy)
+
+    def _publish(self, batch: EventBatch) -> None:
+        self._service.events.publish(batch)
+        self._sink.put_events(batch)
+        if self._blocked.add(batch) and self._blocked_timer is None:
+            self._blocked_timer = asyncio.get_running_loop().call_later(1.0, self._tell_blocked)
 
     def _tell_blocked(self) -> None:
         """One signal a second at most, with the sources whose packets were dropped in it."""
-        blocked, self._blocked, self._blocked_timer = self._blocked, {}, None
-        self._service.notify("SourceBlocked", {"sources": list(blocked)[:100], "count": len(blocked), "packets": sum(blocked.values())})
+        self._blocked_timer = None
+        self._service.notify("SourceBlocked", self._blocked.take())
 
     def _losses(self) -> Mapping[str, Any]:
         return {"queue_full": {self._sink.name: self._sink.lost} if self._sink.lost else {}, "journal_held_back": self._sink.held_back}

@@ -1,4 +1,7 @@
-"""Events on their way to whoever follows: a short memory of the latest, and a bounded queue for each follower."""
+"""Events on their way to whoever follows: a short memory of the latest, and a bounded queue for each follower.
+
+Events come in batches and stay so until somebody looks at them: what nobody follows costs the same for one event and for ten thousand.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,16 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import numpy as np
+
+from .batch import EventBatch
+from .messages import event_fields
+from .model import Action, Family, Outcome, format_address
+
 RECENT = 1000
 _QUEUE = 4096
+_PIECE = 64
+"""Events that become values at a time."""
 
 EventFields = Mapping[str, Any]
 
@@ -18,17 +29,24 @@ class EventFeed:
 
     def __init__(self, hub: EventHub):
         self._hub = hub
-        self._queue: deque[EventFields] = deque()
+        self._queue: deque[EventBatch] = deque()
+        self._waiting = 0
         self._ready = asyncio.Event()
         self._closed = False
         self.lost = 0
 
-    def put(self, event: EventFields) -> None:
-        if len(self._queue) >= _QUEUE:
-            self.lost += 1
-            return
-        self._queue.append(event)
-        self._ready.set()
+    def put(self, batch: EventBatch) -> None:
+        taken = min(len(batch), _QUEUE - self._waiting)
+        self.lost += len(batch) - taken
+        if taken:
+            self._queue.append(batch if taken == len(batch) else batch[:taken].copy())
+            self._waiting += taken
+            self._ready.set()
+
+    def settle(self) -> None:
+        """Find the rules of what waits."""
+        for batch in self._queue:
+            batch.rules()
 
     def close(self) -> None:
         self._closed = True
@@ -38,28 +56,57 @@ class EventFeed:
     async def __aiter__(self) -> AsyncIterator[EventFields]:
         while not self._closed:
             while self._queue:
-                yield self._queue.popleft()
+                batch = self._queue.popleft()
+                for start in range(0, len(batch), _PIECE):
+                    values = batch[start : start + _PIECE].values()
+                    self._waiting -= len(values)
+                    for event in values:
+                        yield event_fields(event)
+                    # A reader as fast as the events would else have the loop for itself.
+                    await asyncio.sleep(0)
             self._ready.clear()
             if not self._closed:
                 await self._ready.wait()
 
 
 class EventHub:
-    """Hands each event to all followers, and remembers the latest."""
+    """Hands each batch to all followers, and remembers the latest events."""
 
     def __init__(self) -> None:
-        self._recent: deque[EventFields] = deque(maxlen=RECENT)
+        self._recent: deque[EventBatch] = deque()
+        self._remembered = 0
         self._feeds: set[EventFeed] = set()
+        self._lost = 0
 
-    def publish(self, event: EventFields) -> None:
-        self._recent.append(event)
+    @property
+    def lost(self) -> int:
+        """What followers lost, those that have gone included."""
+        return self._lost + sum(feed.lost for feed in self._feeds)
+
+    def publish(self, batch: EventBatch) -> None:
+        if self._recent and not self._recent[-1].judged_as(batch):
+            # The policy has changed. What is remembered, or waits, was judged by the old one, which shall not be kept for it.
+            for old in self._recent:
+                old.rules()
+            for feed in self._feeds:
+                feed.settle()
+        latest = batch[-RECENT:].copy()
+        self._recent.append(latest)
+        self._remembered += len(latest)
+        while self._remembered - len(self._recent[0]) >= RECENT:
+            self._remembered -= len(self._recent.popleft())
         for feed in self._feeds:
-            feed.put(event)
+            feed.put(batch)
 
     def recent(self, limit: int) -> list[EventFields]:
         """The latest, oldest first."""
-        events = list(self._recent)
-        return events[-limit:] if limit else []
+        events: deque[EventFields] = deque()
+        wanted = min(limit, RECENT)
+        for batch in reversed(self._recent):
+            if wanted <= len(events):
+                break
+            events.extendleft(event_fields(event) for event in reversed(batch[len(events) - wanted :].values()))
+        return list(events)
 
     def follow(self) -> EventFeed:
         feed = EventFeed(self)
@@ -67,4 +114,56 @@ class EventHub:
         return feed
 
     def leave(self, feed: EventFeed) -> None:
-        self._feeds.discard(feed)
+        if feed in self._feeds:
+            self._feeds.discard(feed)
+            self._lost += feed.lost
+
+
+_DROPPED = np.array([number in set(Outcome) and Outcome(number).action is Action.DROP for number in range(256)])
+_MOST_SOURCES = 10_000
+_MOST_NAMED = 100
+_SOURCE = np.dtype([("family", "u1"), ("address", "V16")])
+
+
+class BlockedSources:
+    """Whose packets were dropped since somebody took the answer. Bounded: beyond so many sources the number is "at least"."""
+
+    def __init__(self) -> None:
+        self._sources: dict[bytes, None] = {}
+        self._packets = 0
+        self._partial = False
+
+    def add(self, batch: EventBatch) -> bool:
+        """Enter a batch; was anything in it dropped?"""
+        dropped = _DROPPED[batch.rows["outcome"]]
+        number = int(np.count_nonzero(dropped))
+        if not number:
+            return False
+        self._packets += number + int(batch.rows["suppressed"][dropped].sum(dtype="u8"))
+        if len(self._sources) >= _MOST_SOURCES:
+            self._partial = True
+            return True
+        keys = np.empty(number, _SOURCE)
+        keys["family"] = batch.families[dropped]
+        keys["address"] = batch.rows["source"][dropped].view("V16")[:, 0]
+        whole = keys.tobytes()
+        size = _SOURCE.itemsize
+        self._sources.update(dict.fromkeys(whole[at : at + size] for at in range(0, len(whole), size)))
+        return True
+
+    def take(self) -> dict[str, Any]:
+        """The body of the signal SourceBlocked; and begin anew."""
+        first = list(self._sources)[:_MOST_NAMED]
+        body = {
+            "sources": [_named(key) for key in first],
+            "count": len(self._sources),
+            "packets": self._packets,
+            "partial": self._partial,
+        }
+        self._sources, self._packets, self._partial = {}, 0, False
+        return body
+
+
+def _named(key: bytes) -> str:
+    family = Family(key[0])
+    return format_address(family, key[1 : 1 + family.bits // 8])

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 
 import pytest
+from eventfakes import numbered
 from servicefakes import ROOT, START, World, advance, entry, file_entry, kernel_refuses, rows, run
 
 from xdpmond.config import Config, Interface, Tables
@@ -938,10 +939,10 @@ def test_events_are_remembered_and_followed():
         world = World()
         feed = world.service.follow_events()
         for number in range(3):
-            world.service.events.publish({"number": number})
-        assert [event["number"] for event in await world.service.recent_events(2)] == [1, 2]
+            world.service.events.publish(numbered(number))
+        assert [event["flow_hash"] for event in await world.service.recent_events(2)] == [1, 2]
         async for event in feed:
-            if event["number"] == 2:
+            if event["flow_hash"] == 2:
                 feed.close()
 
     run(work)

@@ -83,14 +83,14 @@ class Budget:
         self._began = float("-inf")
         self._taken = 0
 
-    def take(self) -> bool:
+    def take(self, wanted: int) -> int:
+        """How many of so many there may be."""
         now = self._clock()
         if now - self._began >= 60:
             self._began, self._taken = now, 0
-        if self._taken >= self.per_minute:
-            return False
-        self._taken += 1
-        return True
+        taken = max(0, min(wanted, self.per_minute - self._taken))
+        self._taken += taken
+        return taken
 
 
 class JournalSink(QueuedSink):
@@ -123,11 +123,10 @@ class JournalSink(QueuedSink):
         with self._changed:
             self._budget.per_minute = events_per_minute
 
-    def _admit(self, record: Record) -> bool:
-        if not record.message.of_packet or self._budget.take():
-            return True
-        self._held_back += 1
-        return False
+    def _admit(self, events: int) -> int:
+        taken = self._budget.take(events)
+        self._held_back += events - taken
+        return taken
 
     def _write(self, record: Record) -> bool:
         """Wait for a journald that stands still; but one that is not there, or refuses twice, has lost the record."""

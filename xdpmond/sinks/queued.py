@@ -10,7 +10,8 @@ import abc
 import threading
 from collections import deque
 
-from ..messages import Record
+from ..batch import EventBatch
+from ..messages import Record, packet_record
 
 PATIENCE = 0.25
 """Seconds that a write waits at a time for its far end, before it looks whether it is still wanted."""
@@ -23,7 +24,9 @@ class QueuedSink(abc.ABC):
 
     def __init__(self, capacity: int = 2048) -> None:
         self._capacity = capacity
-        self._waiting: deque[Record] = deque()
+        self._waiting: deque[Record | EventBatch] = deque()
+        self._number = 0
+        """Records waiting, those that the thread has just taken included."""
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -45,13 +48,26 @@ class QueuedSink(abc.ABC):
 
     def put(self, record: Record) -> None:
         with self._changed:
-            if not self._admit(record):
-                return
-            room = self._capacity * 3 // 4 if record.message.of_packet else self._capacity
-            if self._closing or len(self._waiting) >= room or not self._running():
-                self._lost += 1
-                return
-            self._waiting.append(record)
+            sample = record.message.of_packet
+            if not sample or self._admit(1):
+                self._enqueue(record, 1, min(1, self._room(sample)))
+
+    def put_events(self, batch: EventBatch) -> None:
+        """Take as many samples of traffic as are wanted and as there is room for, from the first on. They become records in the thread."""
+        with self._changed:
+            wanted = self._admit(len(batch))
+            taken = min(wanted, self._room(sample=True)) if wanted else 0
+            self._enqueue(batch if taken == len(batch) else batch[:taken].copy(), wanted, taken)
+
+    def _room(self, sample: bool) -> int:
+        room = (self._capacity * 3 // 4 if sample else self._capacity) - self._number
+        return room if room > 0 and not self._closing and self._running() else 0
+
+    def _enqueue(self, item: Record | EventBatch, wanted: int, taken: int) -> None:
+        self._lost += wanted - taken
+        if taken:
+            self._waiting.append(item)
+            self._number += taken
             self._changed.notify()
 
     def close(self, timeout: float = 3.0) -> None:
@@ -63,14 +79,16 @@ class QueuedSink(abc.ABC):
             self._thread.join(timeout)
         with self._changed:
             self._abandoned = True
-            self._lost += len(self._waiting)
+            left = sum(1 if isinstance(item, Record) else len(item) for item in self._waiting)
+            self._lost += left
+            self._number -= left
             self._waiting.clear()
 
     # For the kinds of sink
 
-    def _admit(self, record: Record) -> bool:
-        """Is the record wanted at all? Called by `put`, one at a time."""
-        return True
+    def _admit(self, events: int) -> int:
+        """How many of so many samples of traffic are wanted? Called by one thread at a time."""
+        return events
 
     @abc.abstractmethod
     def _write(self, record: Record) -> bool:
@@ -92,18 +110,19 @@ class QueuedSink(abc.ABC):
         return True
 
     def _run(self) -> None:
-        while (record := self._next()) is not None:
-            try:
-                written = self._write(record)
-            except Exception:  # whatever is odd about one record, the next one shall be written
-                written = False
-            if not written:
+        while (item := self._next()) is not None:
+            for record in (item,) if isinstance(item, Record) else map(packet_record, item.values()):
+                try:
+                    written = self._write(record)
+                except Exception:  # whatever is odd about one record, the next one shall be written
+                    written = False
                 with self._changed:
-                    self._lost += 1
+                    self._number -= 1
+                    self._lost += not written
         self._release()
 
-    def _next(self) -> Record | None:
-        """The oldest record; None: the sink is closed and there is nothing more to write."""
+    def _next(self) -> Record | EventBatch | None:
+        """What has waited longest; None: the sink is closed and there is nothing more to write."""
         with self._changed:
             while not self._waiting and not self._closing:
                 self._changed.wait()
