@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import re
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import PrefixError
@@ -286,6 +287,26 @@ class Count:
 
     def __sub__(self, other: Count) -> Count:
         return Count(self.packets - other.packets, self.bytes - other.bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCount:
+    """What the entries of a prefix decided on. `partial`: at least so many; some packets could not be attributed to a rule."""
+
+    packets: int = 0
+    bytes: int = 0
+    partial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCounts:
+    """The counts of all rules; `others` is what holds for those that are not among `counts`."""
+
+    counts: Mapping[Prefix, RuleCount]
+    others: RuleCount = RuleCount()
+
+    def get(self, prefix: Prefix) -> RuleCount:
+        return self.counts.get(prefix, self.others)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,259 @@
+"""Which rule the packets of a window met. The packet path knows verdicts and no rules; so its talkers are matched with the policy when a
+window has ended, and for a question about the running one.
+
+That is exact as long as a talker met one policy. A talker that was there before the policy changed may have met both: where the change
+concerns it, its packets of that window are counted to no rule, and the rules that they may belong to are *partial*, which means "at least
+so many". So are all rules when talkers were evicted or untracked in the window.
+
+`RuleBook` keeps the sums in a store that outlives this process, whose interface it declares itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from .model import Count, Entry, Family, Origin, Prefix, RuleCount, RuleCounts, Verdict
+from .policy import Policy
+
+_SLACK = 0.05
+"""Seconds. A talker's first packet is known to 17 ms."""
+
+_MOST_BULKS = 4
+"""Changes as a whole that are remembered in one window with the policy before them, which may be large."""
+
+
+class Matches(Protocol):
+    """Of many sources at once: `which` is for each the place of its longest match in `prefixes`, or -1."""
+
+    @property
+    def which(self) -> np.ndarray: ...
+    @property
+    def prefixes(self) -> Sequence[Prefix]: ...
+
+
+class Rules(Protocol):
+    """What is needed of a policy."""
+
+    def match_rows(self, families: np.ndarray, sources: np.ndarray) -> Matches: ...
+    def explain(self, family: Family, address: bytes) -> Sequence[Entry]: ...
+    def at(self, prefix: Prefix) -> Sequence[Entry]: ...
+    def segments(self, family: Family) -> Iterable[tuple[int, np.ndarray, np.ndarray]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of the policy, of these prefixes; or as a whole, with the policy before it, if that is known. `at` is when no packet met
+    the old policy any more. `new`: those of the prefixes that had no entry before."""
+
+    at: float
+    touched: Sequence[Prefix] | None = None
+    before: Rules | None = None
+    new: Sequence[Prefix] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """What the rows of a window add to each rule, and the rules of which they may hold more; all, if so said."""
+
+    counts: Mapping[Prefix, Count]
+    partial: frozenset[Prefix] = frozenset()
+    all_partial: bool = False
+
+
+def attribute(rows: np.ndarray, policy: Rules, changes: Sequence[Change] = ()) -> Attribution:
+    """Sum the rows (of `rows.ROW`) by the prefix that decides on their source. `changes` are those since the window began, by the clock
+    of the rows."""
+    now = policy.match_rows(rows["family"], rows["source"])
+    unclear = np.zeros(len(rows), bool)
+    partial: set[Prefix] = set()
+    all_partial = False
+    if any(change.touched is not None for change in changes):
+        unclear |= _touched(rows, now, policy, changes, partial)
+    for change in changes:
+        if change.touched is None:
+            older = np.nonzero(rows["first_seen"] < change.at + _SLACK)[0]
+            if change.before is None:
+                all_partial |= len(older) > 0
+                unclear[older] = True
+            else:
+                unclear[older[_moved(rows[older], now, now.which[older], change.before, partial)]] = True
+    clear = (now.which >= 0) & ~unclear
+    return Attribution(_sums(rows[clear], now.which[clear], now.prefixes), frozenset(partial), all_partial)
+
+
+def _sums(rows: np.ndarray, which: np.ndarray, prefixes: Sequence[Prefix]) -> dict[Prefix, Count]:
+    hit = np.unique(which)
+    # As floating point numbers, which are exact for what a window can hold.
+    packets, size = (np.bincount(which, rows[name], len(prefixes)) for name in ("packets", "bytes"))
+    return {prefixes[index]: Count(int(packets[index]), int(size[index])) for index in hit}
+
+
+def _touched(rows: np.ndarray, now: Matches, policy: Rules, changes: Sequence[Change], partial: set[Prefix]) -> np.ndarray:
+    """Rows that changes of single prefixes may have moved from one rule to another; adds the rules to `partial`.
+
+    A row is concerned by the change of a prefix that covers it, unless a longer one decides, which had done so before; as far as that is
+    known, when the policy changed as a whole besides.
+    """
+    alone = all(change.touched is not None for change in changes)
+    times: dict[Prefix, float] = {}
+    for change in changes:
+        times |= {prefix: max(change.at, times.get(prefix, 0.0)) for prefix in change.touched or ()}
+    latest = dict(_with_those_above(times))
+    touched = Policy(Entry(prefix, Verdict.DENY, Origin.OPERATOR) for prefix in times).match_rows(rows["family"], rows["source"])
+    # The last element stands for -1, no match.
+    deciding = np.array([*(prefix.length for prefix in now.prefixes), -1])[now.which]
+    changed = np.array([*(prefix.length for prefix in touched.prefixes), -2])[touched.which]
+    until = np.array([*(latest[prefix] for prefix in touched.prefixes), 0.0])[touched.which]
+    concerned = deciding <= changed if alone else touched.which >= 0
+    unclear = concerned & (rows["first_seen"] < until + _SLACK)
+    if not alone:
+        partial.update(now.prefixes[index] for index in np.unique(now.which[unclear]) if index >= 0)
+    for index in np.unique(touched.which[unclear]):
+        prefix = touched.prefixes[index]
+        for entry in policy.explain(prefix.family, prefix.address):
+            if entry.prefix.length <= prefix.length:
+                partial.add(entry.prefix)
+                if alone and entry.prefix not in times:
+                    break  # it decided before, or those below it did
+    return unclear
+
+
+def _with_those_above(times: Mapping[Prefix, float]) -> Iterator[tuple[Prefix, float]]:
+    """Each prefix with the latest time of its own and of those that cover it."""
+    above: list[tuple[Prefix, float]] = []
+    for prefix in sorted(times):
+        while above and not above[-1][0].covers(prefix.family, prefix.address):
+            above.pop()
+        above.append((prefix, max(times[prefix], above[-1][1] if above else 0.0)))
+        yield above[-1]
+
+
+def _moved(rows: np.ndarray, now: Matches, which: np.ndarray, before: Rules, partial: set[Prefix]) -> np.ndarray:
+    """Which of the rows met another rule before; adds both rules to `partial`."""
+    was = before.match_rows(rows["family"], rows["source"])
+    number: dict[Prefix, int] = {}
+    # The last element stands for -1, no match.
+    here, there = (
+        np.array([*(number.setdefault(prefix, len(number)) for prefix in of.prefixes), -1])[places]
+        for of, places in ((now, which), (was, was.which))
+    )
+    moved = here != there
+    for of, places in ((now, which), (was, was.which)):
+        partial.update(of.prefixes[index] for index in np.unique(places[moved]) if index >= 0)
+    return moved
+
+
+def digest(policy: Rules) -> int:
+    """A number that tells the prefixes of one policy from those of another; never 0."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for family in (Family.IPV4, Family.IPV6):
+        for length, addresses, _ in policy.segments(family):
+            hashed.update(bytes((family, length)) + np.ascontiguousarray(addresses).tobytes())
+    return int.from_bytes(hashed.digest(), "little") or 1
+
+
+class Store(Protocol):
+    """Where the sums are kept: for so many rules as it has room for."""
+
+    digest: int
+    """Of the policy that has held since the running window began; 0: it has changed, or is not known."""
+    lost: int
+    """Packets that had found no place in the talker table when the running window began."""
+    fresh: bool
+    """Nothing was kept here before."""
+
+    def begin(self, window: int) -> None: ...
+    def end(self) -> None: ...
+    def add(self, counts: Mapping[Prefix, Count]) -> None: ...
+    def mark(self, prefixes: Iterable[Prefix]) -> None: ...
+    def mark_all(self) -> None: ...
+    def make(self, prefixes: Iterable[Prefix]) -> None: ...
+    def prefixes(self) -> Sequence[Prefix]: ...
+    def free(self, prefixes: Iterable[Prefix]) -> None: ...
+    def counts(self) -> RuleCounts: ...
+
+
+class RuleBook:
+    """The sums over all windows, and what is known of the policies that the running one has seen. One call at a time."""
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic):
+        self._store = store
+        self._clock = clock
+        self._policy: Rules = Policy()
+        self._begun = False
+        self._changes: list[Change] = []
+        self._asked: tuple[np.ndarray, RuleCounts] | None = None
+
+    def changing(self) -> None:
+        """The policy is about to change: a crash from now on leaves a window that met more than one."""
+        if self._begun:
+            self._store.digest = 0
+
+    def changed(self, policy: Rules, touched: Sequence[Prefix] | None) -> None:
+        """The policy has changed in the kernel, and no packet meets the old one any more."""
+        self._asked = None
+        if not self._begun:
+            self._begin(policy)
+        elif touched is not None:
+            new = [prefix for prefix in touched if not self._policy.at(prefix)]
+            self._changes.append(Change(self._clock(), touched, new=new))
+        else:
+            remembered = sum(change.before is not None for change in self._changes) < _MOST_BULKS
+            self._changes.append(Change(self._clock(), before=self._policy if remembered else None))
+        self._policy = policy
+
+    def _begin(self, policy: Rules) -> None:
+        """The first policy of this process: perhaps that of the last one, whose window goes on."""
+        self._begun = True
+        known = digest(policy)
+        if self._store.fresh:
+            self._store.digest = known
+        elif self._store.digest != known:
+            self._store.digest = 0
+            self._changes.append(Change(self._clock()))
+
+    def close(self, rows: np.ndarray, lost: int, lost_before: int) -> None:
+        """Add the rows of the window that has ended. `lost` are the packets without a place in the talker table since the counting began,
+        `lost_before` those before the new window began. Call `Store.begin` before the window counts as read."""
+        found = self._attribute(rows)
+        store = self._store
+        for change in self._changes:
+            gone = store.prefixes() if change.touched is None else change.touched
+            store.free(prefix for prefix in gone if not self._policy.at(prefix))
+        store.make(prefix for change in self._changes for prefix in change.new if self._policy.at(prefix))
+        store.add(found.counts)
+        store.mark(prefix for prefix in found.partial if self._policy.at(prefix))
+        if found.all_partial or lost != store.lost:
+            store.mark_all()
+        store.lost = lost_before
+        if store.digest == 0:
+            store.digest = digest(self._policy)
+        self._changes.clear()
+        self._asked = None
+        store.end()
+
+    def counts(self, running: np.ndarray, lost: int) -> RuleCounts:
+        """The sums with the running window's rows."""
+        if self._asked is not None and self._asked[0] is running:
+            return self._asked[1]
+        found, kept = self._attribute(running), self._store.counts()
+        everything = found.all_partial or lost != self._store.lost
+        counts = dict(kept.counts)
+        for prefix, more in found.counts.items():
+            of = counts.get(prefix, kept.others)
+            counts[prefix] = RuleCount(of.packets + more.packets, of.bytes + more.bytes, of.partial)
+        for prefix in counts if everything else found.partial:
+            counts[prefix] = replace(counts.get(prefix, kept.others), partial=True)
+        answer = RuleCounts(counts, replace(kept.others, partial=kept.others.partial or everything))
+        self._asked = running, answer
+        return answer
+
+    def _attribute(self, rows: np.ndarray) -> Attribution:
+        epoch = time.time() - self._clock()
+        return attribute(rows, self._policy, [replace(change, at=change.at + epoch) for change in self._changes])
