@@ -16,11 +16,11 @@ import numpy as np
 from . import documents
 from .config import Config
 from .errors import UsageError
-from .model import PROTOCOL_NAMES, Action, Count, Family, Mode, Prefix, Verdict, format_address
+from .model import PROTOCOL_NAMES, Action, Family, Mode, RuleCounts, Verdict, format_address
 from .modes import Modes
 from .policy import Policy
 from .rows import merge, strongest
-from .windows import Progress, Totals
+from .windows import Progress, Totals, lost
 
 Json = dict[str, Any]
 
@@ -104,21 +104,21 @@ def traffic(view: View, reading: Reading) -> Json:
         "totals": documents.totals(reading.totals),
         "rates": documents.rates(progress.since(reading.totals.at), reading.totals),
         "books": documents.books(reading.before, after, progress.tracked, reading.running),
-        "window": documents.window(progress.last, recent, view.config.window),
+        "window": documents.window(progress.last, recent, view.config.window, exact=progress.exact(lost(after))),
         "top": [view.talker(row) for row in strongest(recent, "packets", 5)],
-        "tables": documents.tables(reading.facts, after, view.policy),
+        "tables": documents.tables(reading.facts, after, view.policy, view.config.tables),
         "maps": documents.maps(reading.facts),
         "losses": {"ring_full": after.ring_full, "over_budget": after.over_budget, "merged": after.merged},
         "anomalies": {name: number for name, number in after.anomalies.items() if number},
     }
 
 
-def entries(policy: Policy, counts: Mapping[Prefix, Count]) -> Iterator[Json]:
+def entries(policy: Policy, counts: RuleCounts) -> Iterator[Json]:
     for entry in policy.entries():
         yield documents.entry(entry, policy.at(entry.prefix)[0] is entry, counts.get(entry.prefix))
 
 
-def explain(view: View, family: Family, packed: bytes, counts: Mapping[Prefix, Count], running: np.ndarray) -> Json:
+def explain(view: View, family: Family, packed: bytes, counts: RuleCounts, running: np.ndarray) -> Json:
     policy, mode = view.policy, view.strictest
     covering = policy.explain(family, packed)
     verdict = covering[0].verdict if covering else view.default

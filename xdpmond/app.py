@@ -36,7 +36,7 @@ from .kernel.links import LinkWatch
 from .kernel.pump import EventPump
 from .kernel.sockets import ephemeral_ports, established_peers, port_flags
 from .messages import Message, Record
-from .model import Caller, Count, Family, Mode
+from .model import Caller, Count, Family, Mode, RuleCount, RuleCounts
 from .policy import Policy
 from .service import Ports, Service
 from .sinks.console import ConsoleSink
@@ -200,7 +200,8 @@ class Daemon:
         ports = Ports(
             kernel=self._datapath, store=store, in_kernel_thread=self._in_kernel_thread, load_config=self._load_config,
             peers=lambda of: established_peers(of.failsafe_ports), report=self.report, reconcile=self._put_in_place,
-            interface_states=lambda: self._interfaces.states, losses=self._losses, reloading=self._reloading, clock=time.time,
+            interface_states=lambda: self._interfaces.states, rule_counts=self._rule_counts, losses=self._losses,
+            reloading=self._reloading, clock=time.time,
         )  # fmt: skip
         self._service = Service(config, state, ports, forced=self._options.force)
         try:
@@ -341,6 +342,10 @@ class Daemon:
         except KernelError as error:
             self.report(Record(Message.WARNING, f"which ports are listened on is not seen: {error}"))
         return Window(number, started, control.window_started + epoch, wanted, rows), totals, control.tracked
+
+    def _rule_counts(self, running: np.ndarray) -> RuleCounts:
+        counted = self._datapath.rule_counts()
+        return RuleCounts({prefix: RuleCount(count.packets, count.bytes) for prefix, count in counted.items()}, RuleCount(partial=True))
 
     def _read_totals(self) -> Totals:
         return Totals(self._datapath.totals(), time.time())

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from .config import Config
+from .config import Config, Tables
 from .interfaces import InterfaceState
-from .model import Count, Entry, Family, Mode, Origin, Outcome, Verdict, protocol_name
+from .model import Count, Entry, Family, Mode, Origin, Outcome, RuleCount, Verdict, protocol_name
 from .policy import Policy
 from .rows import count_of, unique_sources
 from .rows import talker as to_talker
-from .windows import Totals, Window, by_family, by_protocol
+from .windows import Totals, Window, by_family, by_protocol, lost
 
 Json = dict[str, Any]
 
@@ -33,8 +33,8 @@ def applied(entry: Entry, *, replaced: bool = False) -> Json:
     }
 
 
-def entry(of: Entry, effective: bool, counted: Count | None) -> Json:
-    """`partial`: this entry has no counter of its own, or does not decide."""
+def entry(of: Entry, effective: bool, counted: RuleCount) -> Json:
+    """The counts are those of the entry that decides among those of a prefix. `partial`: at least so many."""
     return {
         "prefix": str(of.prefix),
         "family": of.prefix.family.label,
@@ -45,9 +45,9 @@ def entry(of: Entry, effective: bool, counted: Count | None) -> Json:
         "created": of.created or None,
         "expires": of.expires,
         "effective": effective,
-        "packets": counted.packets if counted and effective else 0,
-        "bytes": counted.bytes if counted and effective else 0,
-        "partial": counted is None and effective,
+        "packets": counted.packets if effective else 0,
+        "bytes": counted.bytes if effective else 0,
+        "partial": counted.partial and effective,
     }
 
 
@@ -130,8 +130,8 @@ def books(before: Any, after: Any, tracked_closed: Count, running: np.ndarray) -
     }
 
 
-def window(last: Window | None, recent: np.ndarray, wanted: float) -> Json:
-    """The last full window, and the sources of it and the running one together."""
+def window(last: Window | None, recent: np.ndarray, wanted: float, *, exact: bool) -> Json:
+    """The last full window, and the sources of it and the running one together: all of them if that is `exact`, else at least so many."""
     unique = unique_sources(recent)
     return {
         "number": last.number if last else None,
@@ -140,10 +140,11 @@ def window(last: Window | None, recent: np.ndarray, wanted: float) -> Json:
         "wanted_seconds": wanted,
         "late": last.late if last else False,
         "unique_sources": {"ipv4": unique[Family.IPV4], "ipv6": unique[Family.IPV6]},
+        "exact": exact,
     }
 
 
-def tables(facts: Mapping[str, Any], tallies: Any, of: Policy) -> Json:
+def tables(facts: Mapping[str, Any], tallies: Any, of: Policy, sizes: Tables) -> Json:
     """How full the tables are. The one of talkers has a slice for each possible CPU: a card with one queue fills one of them. `exact`: no
     talker was left out since the counting began."""
     capacity, slices = facts["talkers_capacity"], facts["talkers_occupied"]
@@ -157,15 +158,10 @@ def tables(facts: Mapping[str, Any], tallies: Any, of: Policy) -> Json:
             "evictions": tallies.evictions,
             "evicted": count(tallies.evicted),
             "untracked": count(tallies.untracked),
-            "exact": exact(tallies),
+            "exact": not lost(tallies),
         },
-        "prefixes": {"entries": len(of), "capacity": facts["prefixes_capacity"], "counters": facts["rule_cells"]},
+        "prefixes": {"entries": len(of), "capacity": sizes.prefixes, "counters": sizes.rule_counters},
     }
-
-
-def exact(tallies: Any) -> bool:
-    """Did every packet with a readable source find its talker, and every talker keep its place until it was read?"""
-    return not tallies.evicted.packets and not tallies.untracked.packets
 
 
 def maps(facts: Mapping[str, Any]) -> Json:

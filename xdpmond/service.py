@@ -34,7 +34,7 @@ from .errors import (
 from .feeds import EventFeed, EventHub
 from .interfaces import DEFAULT, InterfaceState
 from .messages import Message, Record
-from .model import Caller, Count, Entry, Mode, Origin, Prefix, Total, Verdict, parse_address
+from .model import Caller, Entry, Mode, Origin, Prefix, RuleCounts, Total, Verdict, parse_address
 from .modes import Modes
 from .policy import Peer, Policy, difference, guard_peers, refuse_everything
 from .prefixfile import read_prefixes
@@ -54,7 +54,6 @@ class Kernel(Protocol):
     """What the use-cases need of the packet path."""
 
     def apply_policy(self, set_: Mapping[Prefix, Verdict], delete: Iterable[Prefix], default: Verdict) -> None: ...
-    def rule_counts(self) -> dict[Prefix, Count]: ...
     def totals(self) -> list[Total]: ...
     def tallies(self) -> Any: ...
     def read_running(self) -> np.ndarray: ...
@@ -78,6 +77,8 @@ class Ports:
     report: Callable[[Record], None]
     reconcile: Callable[[], Awaitable[None]]
     interface_states: Callable[[], list[InterfaceState]]
+    rule_counts: Callable[[np.ndarray], RuleCounts]
+    """Of all windows that have closed, and of these rows of the running one. Called in the kernel's thread."""
     losses: Callable[[], Mapping[str, Any]]
     reloading: Callable[[bool], None]
     """Told when a reload begins and when it has ended, well or not."""
@@ -542,14 +543,17 @@ class Service:
 
     async def entries(self) -> Iterable[Json]:
         """Every entry, by family, prefix, and strength of origin. Made as it is read, which a thread may do."""
-        counts = await self._ports.in_kernel_thread(self._ports.kernel.rule_counts)
+        _, counts = await self._ports.in_kernel_thread(self._read_rules)
         return answers.entries(self._policy, counts)
+
+    def _read_rules(self) -> tuple[np.ndarray, RuleCounts]:
+        running = self._ports.kernel.read_running()
+        return running, self._ports.rule_counts(running)
 
     async def explain(self, address: str) -> Json:
         """Which entry decides on an address, what would be done with its packets, and what came from it lately."""
         family, packed = parse_address(address)
-        counts = await self._ports.in_kernel_thread(self._ports.kernel.rule_counts)
-        running = await self._ports.in_kernel_thread(self._ports.kernel.read_running)
+        running, counts = await self._ports.in_kernel_thread(self._read_rules)
         return await asyncio.to_thread(answers.explain, self._view(), family, packed, counts, running)
 
     async def top(self, *, by: str = "bytes", limit: int = 20, port: int | None = None, protocol: str | None = None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -22,13 +23,15 @@ _KEEP_ROWS = 262_144
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One closed window. Times in seconds since the epoch; `rows` has a row for each source, protocol and port."""
+    """One closed window. Times in seconds since the epoch; `rows` has a row for each source, protocol and port. `exact`: every packet found
+    its talker; else there were more of them than the rows tell, and totals alone are exact."""
 
     number: int
     started: float
     ended: float
     wanted_seconds: float
     rows: np.ndarray = field(default_factory=lambda: NO_ROWS, repr=False, compare=False)
+    exact: bool = True
 
     @property
     def seconds(self) -> float:
@@ -82,9 +85,15 @@ class Progress:
     last: Window | None = None
     before: Totals | None = None
     """At the beginning of the last window."""
+    lost: int = 0
+    """Packets that had found no place in the talker table when the running window began."""
 
-    def closed(self, window: Window, now: Totals, tracked: Count) -> Progress:
-        return Progress(now, tracked, window, self.began)
+    def closed(self, window: Window, now: Totals, tracked: Count, lost: int = 0) -> Progress:
+        return Progress(now, tracked, window, self.began, lost)
+
+    def exact(self, lost: int) -> bool:
+        """Has every packet of the last window and the running one found its talker, if so many have been lost by now?"""
+        return lost == self.lost and (self.last is None or self.last.exact)
 
     def recent(self, running: np.ndarray) -> np.ndarray:
         """The talkers of the last window and the running one together."""
@@ -102,8 +111,10 @@ class Summary:
     started: float
     totals: Totals
     rows: np.ndarray = field(default_factory=lambda: NO_ROWS)
+    exact: bool = True
 
     def add(self, window: Window) -> None:
+        self.exact &= window.exact
         rows = merge(self.rows, window.rows)
         self.rows = strongest(rows, "bytes", _KEEP_ROWS) if len(rows) > _KEEP_ROWS else rows
 
@@ -113,7 +124,7 @@ class Summary:
         unique = unique_sources(self.rows)
         lines = [
             f"{packets.packets} packets, {packets.bytes} bytes in {now.at - self.started:.0f} s, {dropped.packets} dropped;"
-            f" {unique[Family.IPV4]} IPv4 and {unique[Family.IPV6]} IPv6 sources"
+            f" {'' if self.exact else 'at least '}{unique[Family.IPV4]} IPv4 and {unique[Family.IPV6]} IPv6 sources"
         ]
         for protocol in np.unique(self.rows["protocol"]):
             of_protocol = self.rows[self.rows["protocol"] == protocol]
@@ -129,3 +140,8 @@ def by_protocol(cell: Total) -> str:
 
 def by_family(cell: Total) -> str:
     return cell.family.label
+
+
+def lost(tallies: Any) -> int:
+    """Packets of talkers that were evicted or untracked: what the tables of talkers and rules do not hold."""
+    return int(tallies.evicted.packets + tallies.untracked.packets)

@@ -15,7 +15,7 @@ from xdpmond.config import Config
 from xdpmond.errors import KernelError, StateError
 from xdpmond.interfaces import InterfaceState
 from xdpmond.messages import Message, Record
-from xdpmond.model import Caller, Count, Entry, Mode, Origin, Prefix, Total, Verdict, parse_address
+from xdpmond.model import Caller, Count, Entry, Mode, Origin, Prefix, RuleCounts, Total, Verdict, parse_address
 from xdpmond.rows import NO_ROWS, ROW
 from xdpmond.service import Ports, Service
 from xdpmond.state import State
@@ -92,7 +92,7 @@ class FakeKernel:
         self.policy: dict[Prefix, Verdict] = {}
         self.default: Verdict | None = None
         self.configured: Config | None = None
-        self.counts: dict[Prefix, Count] = {}
+        self.counts = RuleCounts({})
         self.cells: list[Total] = []
         self.running = NO_ROWS
         self.refuse: dict[str, Exception] = {}
@@ -111,10 +111,6 @@ class FakeKernel:
         self._called("apply_policy")
         self.policy = {prefix: verdict for prefix, verdict in self.policy.items() if prefix not in set(delete)} | dict(set_)
         self.default = default
-
-    def rule_counts(self) -> dict[Prefix, Count]:
-        self._called("rule_counts")
-        return dict(self.counts)
 
     def totals(self) -> list[Total]:
         return list(self.cells)
@@ -177,6 +173,7 @@ class World:
         return Ports(
             kernel=self.kernel, store=self.store, in_kernel_thread=self._in_kernel_thread, load_config=self._load, peers=self._peers,
             report=self._report, reconcile=self._reconcile, interface_states=lambda: self.states,
+            rule_counts=lambda running: self.kernel.counts,
             losses=lambda: {"queue_full": {}, "journal_held_back": 0}, reloading=self.reloading.append, clock=lambda: self.now,
         )  # fmt: skip
 

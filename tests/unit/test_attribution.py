@@ -1,5 +1,6 @@
 """Which rule packets met: never more than is true, and exactly what is true where it is not called partial, whatever changed meanwhile."""
 
+import itertools
 import os
 import time
 from collections import Counter
@@ -60,7 +61,7 @@ def test_counts_are_lower_bounds_and_exact_unless_partial(policies, sent, known,
         truth[deciding(policies[number], source)] += 1
         parts.append(packet(source, 0.0 if source in known else 10.0 * number + 5))
     changes = []
-    for number, (before, after) in enumerate(zip(policies, policies[1:], strict=False), 1):
+    for number, (before, after) in enumerate(itertools.pairwise(policies), 1):
         touched = None if bulk[number - 1] else sorted(prefixes_of(before) ^ prefixes_of(after))
         changes.append(Change(10.0 * number, touched, before if touched is None else None))
     found = attribute(merge(*parts), policies[-1], changes)

@@ -13,7 +13,7 @@ from xdpmond import documents
 from xdpmond.config import Bus, Config, Events, Tables
 from xdpmond.interfaces import InterfaceState
 from xdpmond.kernel.costs import MapCost
-from xdpmond.model import Action, Count, Family, Mode, Outcome, ProtocolClass, Total, Verdict
+from xdpmond.model import Action, Count, Family, Mode, Outcome, ProtocolClass, RuleCount, Total, Verdict
 from xdpmond.policy import Policy
 from xdpmond.rows import NO_ROWS
 from xdpmond.windows import Totals, Window
@@ -105,19 +105,18 @@ def test_the_books_balance_or_say_that_they_do_not(before, after, closed, balanc
 
 
 def test_windows():
-    assert plain(documents.window(None, NO_ROWS, 60.0)) == {
+    assert plain(documents.window(None, NO_ROWS, 60.0, exact=True)) == {
         "number": None, "started": None, "length_seconds": None, "wanted_seconds": 60.0, "late": False,
-        "unique_sources": {"ipv4": 0, "ipv6": 0},
+        "unique_sources": {"ipv4": 0, "ipv6": 0}, "exact": True,
     }  # fmt: skip
     last = Window(7, START, START + 90.0004, 60, RUNNING)
-    assert plain(documents.window(last, RUNNING, 60.0)) == {
+    assert plain(documents.window(last, RUNNING, 60.0, exact=False)) == {
         "number": 7, "started": START, "length_seconds": 90.0, "wanted_seconds": 60.0, "late": True,
-        "unique_sources": {"ipv4": 2, "ipv6": 0},
+        "unique_sources": {"ipv4": 2, "ipv6": 0}, "exact": False,
     }  # fmt: skip
 
 
 FACTS = {"links": {"eth0": {"link_id": 3, "program_id": 9}}, "talkers_capacity": 1000, "talkers_occupied": [250, 50],
-         "prefixes_capacity": 99, "rule_cells": 64,
          "maps": [MapCost("talkers", 250, 64000), MapCost("control", 1, 8192)]}  # fmt: skip
 
 
@@ -126,13 +125,13 @@ FACTS = {"links": {"eth0": {"link_id": 3, "program_id": 9}}, "talkers_capacity":
     [(tallies(NONE), True), (tallies(NONE, Count(1, 1), evictions=1), False), (tallies(NONE, NONE, Count(1, 1)), False)],
 )
 def test_tables(tally, exact):
-    found = plain(documents.tables(FACTS, tally, Policy([entry("192.0.2.1")])))
+    found = plain(documents.tables(FACTS, tally, Policy([entry("192.0.2.1")]), Tables(prefixes=1024, rule_counters=2048)))
     assert found["talkers"] == {
         "entries": 300, "capacity": 1000, "load": 0.3, "evictions": tally.evictions, "exact": exact,
         "slices": [{"entries": 250, "capacity": 500, "load": 0.5}, {"entries": 50, "capacity": 500, "load": 0.1}],
         "evicted": plain(documents.count(tally.evicted)), "untracked": plain(documents.count(tally.untracked)),
     }  # fmt: skip
-    assert found["prefixes"] == {"entries": 1, "capacity": 99, "counters": 64}
+    assert found["prefixes"] == {"entries": 1, "capacity": 1024, "counters": 2048}
 
 
 def test_what_the_maps_cost():
@@ -154,13 +153,13 @@ def test_interfaces():
 
 def test_entries():
     of = entry("192.0.2.0/24", created=START, expires=START + 60, reason="scan")
-    assert plain(documents.entry(of, True, Count(3, 300))) == {
+    assert plain(documents.entry(of, True, RuleCount(3, 300))) == {
         "prefix": "192.0.2.0/24", "family": "ipv4", "verdict": "deny", "origin": "operator", "source": "", "reason": "scan",
         "created": START, "expires": START + 60, "effective": True, "packets": 3, "bytes": 300, "partial": False,
     }  # fmt: skip
-    hidden = documents.entry(file_entry("192.0.2.0/24"), False, Count(3, 300))
+    hidden = documents.entry(file_entry("192.0.2.0/24"), False, RuleCount(3, 300, True))
     assert (hidden["packets"], hidden["partial"], hidden["created"]) == (0, False, None)  # the counts are those of the one that decides
-    assert documents.entry(of, True, None)["partial"]
+    assert documents.entry(of, True, RuleCount(3, 300, True))["partial"]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from xdpmond.errors import (
 )
 from xdpmond.interfaces import InterfaceState
 from xdpmond.messages import Message
-from xdpmond.model import Count, Mode, Origin, Prefix, Verdict
+from xdpmond.model import Count, Mode, Origin, Prefix, RuleCount, RuleCounts, Verdict
 from xdpmond.rows import NO_ROWS
 from xdpmond.state import State
 from xdpmond.windows import Progress, Totals, Window
@@ -860,7 +860,8 @@ def test_entries_come_sorted_with_their_counts():
         world = World(Config(deny=(file_entry("10.0.0.0/8"), file_entry("192.0.2.0/24"))))
         await world.allow("10.0.0.0/8")
         await world.deny("2001:db8::/32")
-        world.kernel.counts = {Prefix.parse("10.0.0.0/8"): Count(3, 300), Prefix.parse("192.0.2.0/24"): Count()}
+        counts = {Prefix.parse("10.0.0.0/8"): RuleCount(3, 300), Prefix.parse("192.0.2.0/24"): RuleCount()}
+        world.kernel.counts = RuleCounts(counts, RuleCount(partial=True))
         found = list(await world.service.entries())
         json.dumps(found, allow_nan=False)
         assert [(each["prefix"], each["origin"], each["effective"], each["packets"], each["partial"]) for each in found] == [

@@ -1,5 +1,7 @@
 """Windows and summaries from numbers made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from servicefakes import START, rows
@@ -7,7 +9,7 @@ from servicefakes import START, rows
 from xdpmond import windows
 from xdpmond.model import Count, Family, Outcome, ProtocolClass, Total
 from xdpmond.rows import count_of
-from xdpmond.windows import Summary, Totals, Window, by_family, by_protocol
+from xdpmond.windows import Progress, Summary, Totals, Window, by_family, by_protocol
 
 
 def cell(outcome, packets, *, family=Family.IPV4, protocol=ProtocolClass.TCP, interface="eth0"):
@@ -62,6 +64,23 @@ def test_a_summary_tells_of_its_interval_alone():
         "tcp: 192.0.2.1 11 packets 1100 bytes; 192.0.2.2 6 packets 600 bytes",
         "icmpv6: 2001:db8::1 2 packets 200 bytes",
     ]
+
+
+def test_a_summary_of_an_interval_with_lost_talkers_says_at_least():
+    summary = Summary(START, totals())
+    summary.add(replace(window(1, ("192.0.2.1", 6, 22, 5, 500)), exact=False))
+    summary.add(window(2, ("192.0.2.2", 6, 22, 5, 500)))
+    assert summary.text(totals(at=START + 60)).splitlines()[0].endswith("; at least 2 IPv4 and 0 IPv6 sources")
+
+
+@pytest.mark.parametrize(
+    ("last", "lost", "exact"), [(None, 5, True), (True, 5, True), (False, 5, False), (None, 6, False), (True, 6, False)]
+)
+def test_what_is_shown_is_exact_if_both_windows_are(last, lost, exact):
+    progress = Progress(totals(), lost=5)
+    if last is not None:
+        progress = progress.closed(replace(window(1), exact=last), totals(), Count(), 5)
+    assert progress.exact(lost) is exact
 
 
 def test_a_summary_names_the_strongest_few_of_each_protocol():
