@@ -218,9 +218,18 @@ class RuleBook:
             self._store.digest = 0
             self._changes.append(Change(self._clock()))
 
-    def close(self, rows: np.ndarray, lost: int, lost_before: int) -> None:
-        """Add the rows of the window that has ended. `lost` are the packets without a place in the talker table since the counting began,
-        `lost_before` those before the new window began. Call `Store.begin` before the window counts as read."""
+    @property
+    def lost(self) -> int:
+        """Packets that had found no place in the talker table when the running window began."""
+        return self._store.lost
+
+    def begin(self, window: int) -> None:
+        """The window is about to be read, and then to be closed here. If that never comes, the next process knows that it is missing."""
+        self._store.begin(window)
+
+    def close(self, rows: np.ndarray, began: float, *, lost: int, lost_before: int) -> None:
+        """Add the rows of the window that has ended; the next one `began` then. `lost` packets have found no place in the talker table
+        since the counting began, `lost_before` of them for certain before that."""
         found = self._attribute(rows)
         store = self._store
         for change in self._changes:
@@ -232,9 +241,10 @@ class RuleBook:
         if found.all_partial or lost != store.lost:
             store.mark_all()
         store.lost = lost_before
-        if store.digest == 0:
+        # At a start after a crash, a closed window may wait to be read: what changes at the start concerns the running one as well.
+        self._changes = [change for change in self._changes if change.at > began]
+        if store.digest == 0 and not self._changes:
             store.digest = digest(self._policy)
-        self._changes.clear()
         self._asked = None
         store.end()
 

@@ -138,10 +138,11 @@ class World:
         prefix = Prefix.parse(text)
         self.apply(self.policy.with_changes(remove=[(prefix, self.policy.at(prefix)[0].origin)]), text)
 
-    def close(self, *rows, lost=0, lost_before=None):
+    def close(self, *rows, lost=0, lost_before=None, began=None):
         self.window += 1
-        self.table.begin(self.window)
-        self.book.close(merge(packet("10.0.0.0", 0)[:0], *rows), lost, lost if lost_before is None else lost_before)
+        self.book.begin(self.window)
+        began = time.monotonic() if began is None else began
+        self.book.close(merge(packet("10.0.0.0", 0)[:0], *rows), began, lost=lost, lost_before=lost if lost_before is None else lost_before)
 
     def counts(self, *rows, lost=0):
         found = self.book.counts(merge(packet("10.0.0.0", 0)[:0], *rows), lost)
@@ -197,6 +198,15 @@ def test_a_restart_with_another_policy_leaves_lower_bounds(world):
     assert world.counts()["10.0.0.0/8"] == (8, True)
 
 
+def test_a_window_that_waited_to_be_read_is_not_the_only_one_with_two_policies(world):
+    ended = time.monotonic()  # and then the process died
+    world.policy = Policy([*world.policy.entries(), entry("172.16.0.0/12")])
+    world.start()
+    world.close(began=ended)
+    world.close(packet("172.16.0.1", 1.0, 3))
+    assert world.counts()["172.16.0.0/12"] == (0, True)
+
+
 def test_a_restart_after_a_change_in_the_same_window_leaves_lower_bounds(world):
     world.close()
     world.add("10.3.0.0/16")
@@ -209,7 +219,7 @@ def test_a_restart_after_a_change_in_the_same_window_leaves_lower_bounds(world):
 
 def test_a_crash_while_counts_are_added_leaves_lower_bounds(world):
     world.close(packet("10.2.0.1", 1.0, 5))
-    world.table.begin(2)
+    world.book.begin(2)
     world.start()
     assert world.counts() == {"10.0.0.0/8": (5, True), "10.1.0.0/16": (0, True), "192.0.2.1/32": (0, True)}
     assert not world.ledger["attributing"]
