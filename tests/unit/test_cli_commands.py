@@ -48,7 +48,10 @@ def described(**values: Any) -> dict[str, Any]:
         "books": {"evicted": {"packets": 0}, "untracked": {"packets": 0}, "balanced": True},
         "window": {"started": NOW - 70, "length_seconds": 60, "late": False, "unique_sources": {"ipv4": 3, "ipv6": 1}}, "top": [talker()],
         "losses": {"ring_full": 0, "over_budget": 0, "merged": 0, "queue_full": {"journal": 0}, "journal_held_back": 0},
-        "anomalies": {"truncated": 0}, "last_reload": None, **values,
+        "anomalies": {"truncated": 0}, "last_reload": None,
+        "tables": {"talkers": {"entries": 12, "capacity": 262144, "load": 0.0, "exact": True,
+                               "slices": [{"entries": entries, "capacity": 131072, "load": entries / 131072} for entries in (3, 9)]}},
+        "maps": {"bytes": 17_500_000, "each": []}, **values,
     }  # fmt: skip
 
 
@@ -302,8 +305,8 @@ def test_list_in_a_pipe_is_exact(fake: FakeDaemon) -> None:
             "deny",
             "operator",
             time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(NOW + 60)),
-            "12+",
-            "1234",
+            "≥12",
+            "≥1234",
             "\\x1b[31mred",
         ],
         ["2001:db8::/32", "deny", "operator", "-", "12", "1234", "(hidden by a stronger entry)"],
@@ -313,11 +316,12 @@ def test_list_in_a_pipe_is_exact(fake: FakeDaemon) -> None:
 
 
 def test_list_on_a_terminal(fake: FakeDaemon) -> None:
-    fake.rows = [row(expires=NOW + 60, packets=1234567, bytes=7654321)]
+    fake.rows = [row(expires=NOW + 60, packets=1234567, bytes=7654321), row(partial=True)]
     done = ctl(fake, "list", terminal=True, environ={"COLUMNS": "120"})
     assert "─" in done.out
-    for text in ("in 1m", "1,234,567", "7.65 MB"):
+    for text in ("in 1m", " 1,234,567", " 7.65 MB", "≥ 12 ", "≥ 1.23 kB"):
         assert text in done.out
+    assert done.out.count("≥") == 2
 
 
 def test_an_empty_list(fake: FakeDaemon) -> None:
@@ -434,6 +438,7 @@ def test_status_in_a_quiet_hour(fake: FakeDaemon) -> None:
     assert "traffic   5 packets/s, 500 B/s, none dropped, over 10s" in lines
     assert "total     10 packets in 1h 6m, 3 unlisted, 7 allowed" in lines
     assert "policy    2 denied, 7 allowed, others: log" in lines
+    assert "tables    12 of 262 k talkers (1 %), fullest CPU 1 %, maps 17.5 MB" in lines
     assert f"top sources of 4 since {time.strftime('%H:%M:%S', time.localtime(NOW - 70))}" in lines
     assert lines[-2:] == [
         "next      xdpmonctl explain 203.0.113.9         the busiest source on no list",
@@ -456,7 +461,7 @@ def attacked() -> dict[str, Any]:
         rates={"packets_per_second": 1_488_000, "bytes_per_second": 95e6, "dropped_per_second": 1_400_000, "interval_seconds": 10},
         policy={"deny": 999_999, "allow": 12, "expiring": 40_000, "next_expiry": NOW + 12},
         books={"evicted": count, "untracked": count, "balanced": False},
-        window={"started": NOW - 90, "length_seconds": 75, "late": True, "unique_sources": {"ipv4": 10**7, "ipv6": 10**6}},
+        window={"started": NOW - 90, "length_seconds": 75, "late": True, "unique_sources": {"ipv4": 10**7, "ipv6": 10**6}, "exact": False},
         top=[talker(source=f"2001:db8:1234:5678:9abc:def0:1234:567{index}", port=65535, packets=10**8, syns=10**8) for index in range(5)],
         losses={"ring_full": 10**6, "over_budget": 10**6, "merged": 10**6, "queue_full": {"journal": 5, "bus": 6},
                 "journal_held_back": 10**6},
@@ -473,6 +478,7 @@ def test_status_fits_the_screen_when_all_is_wrong(fake: FakeDaemon) -> None:
     assert lines[0] == "ENFORCE  dropping 1.40 M packets/s; unlisted ones pass and are reported"
     assert sum("2001:db8:1234" in line and "tcp/65535" in line for line in lines) >= 1
     assert any("xdpmonctl confirm" in line and "42s" in line for line in lines)
+    assert any(line.startswith("top sources of ≥ 11,000,000 since ") for line in lines)
     painted = ctl(fake, "status", terminal=True).out
     for label in ("lost", "books", "reload"):
         assert f"\x1b[1;31m{label:<10}" in painted

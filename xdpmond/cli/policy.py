@@ -107,10 +107,17 @@ def _entry(context: Context, row: Document, now: float) -> list[Cell]:
         (safe(verdict), VERDICT_COLOURS.get(verdict, "") if effective else "dim"),
         safe(fields.text(row, "origin")),
         f"in {span(expires - now)}" if expires and context.terminal else _moment(expires) if expires else "",
-        _exact(context, row, "packets") + ("+" if fields.flag(row, "partial") else ""),
-        _size(context, row),
+        _at_least(context, row, _exact(context, row, "packets")),
+        _at_least(context, row, _size(context, row)),
         ", ".join(why),
     ]
+
+
+def _at_least(context: Context, row: Document, figure: str) -> str:
+    """Some packets of a partial rule could not be attributed to it."""
+    if not fields.flag(row, "partial"):
+        return figure
+    return f"≥ {figure}" if context.terminal else f"≥{figure}"
 
 
 def _exact(context: Context, row: Document, key: str) -> str:

@@ -150,6 +150,7 @@ class Screen:
             *self._line("traffic", traffic),
             *self._line("total", totals),
             *self._line("policy", self._policy()),
+            *(self._line("tables", tables) if (tables := self._tables()) and not self._tight else []),
         ]
 
     def _counting_seconds(self) -> float:
@@ -164,6 +165,21 @@ class Screen:
         if expiring := fields.count(policy, "expiring"):
             following = fields.number(policy, "next_expiry")
             parts.append(f"{expiring:,} for a time only" + (f" (next ends in {span(following - self._now)})" if following else ""))
+        return parts
+
+    def _tables(self) -> list[Cell]:
+        """How full, and how large: the table of talkers has a slice for each CPU, and a card with one queue fills one of them."""
+        talkers = fields.value(self._document, "tables", "talkers") or {}
+        parts: list[Cell] = []
+        if capacity := fields.number(talkers, "capacity"):
+            entries = fields.number(talkers, "entries")
+            parts.append(f"{short(entries)} of {short(capacity)} talkers ({percent(entries, capacity)})")
+            slices = fields.rows(talkers, "slices")
+            if len(slices) > 1:
+                fullest = max(slices, key=lambda of: fields.number(of, "load"))
+                parts.append(f"fullest CPU {percent(fields.number(fullest, 'load'), 1)}")
+        if size := fields.number(self._document, "maps", "bytes"):
+            parts.append(f"maps {short_bytes(size)}")
         return parts
 
     def _sources(self, most: int, legend: bool) -> list[str]:
@@ -184,7 +200,8 @@ class Screen:
             return ["", *lines]
         moment = time.strftime("%H:%M:%S", time.localtime(since))
         late = ", a late window" if fields.flag(window, "late") else ""
-        title = "top sources" + (f" of {unique:,}" if unique else "") + (f" since {moment}" if since else "") + late
+        least = "≥ " if fields.value(window, "exact") is False else ""
+        title = "top sources" + (f" of {least}{unique:,}" if unique else "") + (f" since {moment}" if since else "") + late
         return ["", self._style(title, "bold"), *lines]
 
     def _source(self, talker: Document) -> list[Cell]:
