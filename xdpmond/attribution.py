@@ -24,6 +24,9 @@ from .policy import Policy
 _SLACK = 0.05
 """Seconds. A talker's first packet is known to 17 ms."""
 
+CHUNK = 32768
+"""Rows that are matched at a time: so that no step holds the interpreter's lock for long."""
+
 _MOST_BULKS = 4
 """Changes as a whole that are remembered in one window with the policy before them, which may be large."""
 
@@ -69,59 +72,74 @@ class Attribution:
 def attribute(rows: np.ndarray, policy: Rules, changes: Sequence[Change] = ()) -> Attribution:
     """Sum the rows (of `rows.ROW`) by the prefix that decides on their source. `changes` are those since the window began, by the clock
     of the rows."""
-    now = policy.match_rows(rows["family"], rows["source"])
-    unclear = np.zeros(len(rows), bool)
+    counts: dict[Prefix, Count] = {}
     partial: set[Prefix] = set()
+    touched = _Touched(policy, changes)
     all_partial = False
-    if any(change.touched is not None for change in changes):
-        unclear |= _touched(rows, now, policy, changes, partial)
-    for change in changes:
-        if change.touched is None:
-            older = np.nonzero(rows["first_seen"] < change.at + _SLACK)[0]
-            if change.before is None:
-                all_partial |= len(older) > 0
-                unclear[older] = True
-            else:
-                unclear[older[_moved(rows[older], now, now.which[older], change.before, partial)]] = True
-    clear = (now.which >= 0) & ~unclear
-    return Attribution(_sums(rows[clear], now.which[clear], now.prefixes), frozenset(partial), all_partial)
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK]
+        now = policy.match_rows(part["family"], part["source"])
+        unclear = touched.unclear(part, now, partial)
+        for change in changes:
+            if change.touched is None:
+                older = np.flatnonzero(part["first_seen"] < change.at + _SLACK)
+                if change.before is None:
+                    all_partial |= len(older) > 0
+                    unclear[older] = True
+                else:
+                    unclear[older[_moved(part[older], now, now.which[older], change.before, partial)]] = True
+        _add(counts, part, np.where(unclear, -1, now.which), now.prefixes)
+    return Attribution(counts, frozenset(partial), all_partial)
 
 
-def _sums(rows: np.ndarray, which: np.ndarray, prefixes: Sequence[Prefix]) -> dict[Prefix, Count]:
-    hit = np.unique(which)
-    # As floating point numbers, which are exact for what a window can hold.
-    packets, size = (np.bincount(which, rows[name], len(prefixes)) for name in ("packets", "bytes"))
-    return {prefixes[index]: Count(int(packets[index]), int(size[index])) for index in hit}
+def _add(counts: dict[Prefix, Count], rows: np.ndarray, which: np.ndarray, prefixes: Sequence[Prefix]) -> None:
+    # As floating point numbers, which are exact for what a window can hold. The first one is for those that count nowhere, -1.
+    packets, size = (np.bincount(which + 1, rows[name], len(prefixes) + 1) for name in ("packets", "bytes"))
+    for index in np.flatnonzero(packets[1:]):
+        more = Count(int(packets[index + 1]), int(size[index + 1]))
+        counts[prefixes[index]] = counts.get(prefixes[index], Count()) + more
 
 
-def _touched(rows: np.ndarray, now: Matches, policy: Rules, changes: Sequence[Change], partial: set[Prefix]) -> np.ndarray:
-    """Rows that changes of single prefixes may have moved from one rule to another; adds the rules to `partial`.
+class _Touched:
+    """Changes of single prefixes, and which rows they may have moved from one rule to another.
 
     A row is concerned by the change of a prefix that covers it, unless a longer one decides, which had done so before; as far as that is
     known, when the policy changed as a whole besides.
     """
-    alone = all(change.touched is not None for change in changes)
-    times: dict[Prefix, float] = {}
-    for change in changes:
-        times |= {prefix: max(change.at, times.get(prefix, 0.0)) for prefix in change.touched or ()}
-    latest = dict(_with_those_above(times))
-    touched = Policy(Entry(prefix, Verdict.DENY, Origin.OPERATOR) for prefix in times).match_rows(rows["family"], rows["source"])
-    # The last element stands for -1, no match.
-    deciding = np.array([*(prefix.length for prefix in now.prefixes), -1])[now.which]
-    changed = np.array([*(prefix.length for prefix in touched.prefixes), -2])[touched.which]
-    until = np.array([*(latest[prefix] for prefix in touched.prefixes), 0.0])[touched.which]
-    concerned = deciding <= changed if alone else touched.which >= 0
-    unclear = concerned & (rows["first_seen"] < until + _SLACK)
-    if not alone:
-        partial.update(now.prefixes[index] for index in np.unique(now.which[unclear]) if index >= 0)
-    for index in np.unique(touched.which[unclear]):
-        prefix = touched.prefixes[index]
-        for entry in policy.explain(prefix.family, prefix.address):
+
+    def __init__(self, policy: Rules, changes: Sequence[Change]):
+        self._policy = policy
+        self._alone = all(change.touched is not None for change in changes)
+        self._times: dict[Prefix, float] = {}
+        for change in changes:
+            self._times |= {prefix: max(change.at, self._times.get(prefix, 0.0)) for prefix in change.touched or ()}
+        self._latest = dict(_with_those_above(self._times))
+        self._rules: Rules = Policy(Entry(prefix, Verdict.DENY, Origin.OPERATOR) for prefix in self._times)
+
+    def unclear(self, rows: np.ndarray, now: Matches, partial: set[Prefix]) -> np.ndarray:
+        """Whether each row may be such; adds the rules that it may belong to."""
+        if not self._times:
+            return np.zeros(len(rows), bool)
+        changed = self._rules.match_rows(rows["family"], rows["source"])
+        # The last elements stand for -1, no match.
+        deciding = np.array([*(prefix.length for prefix in now.prefixes), -1])[now.which]
+        length = np.array([*(prefix.length for prefix in changed.prefixes), -2])[changed.which]
+        until = np.array([*(self._latest[prefix] for prefix in changed.prefixes), 0.0])[changed.which]
+        concerned = deciding <= length if self._alone else changed.which >= 0
+        unclear: np.ndarray = concerned & (rows["first_seen"] < until + _SLACK)
+        if not self._alone:
+            partial.update(now.prefixes[index] for index in np.unique(now.which[unclear]) if index >= 0)
+        for index in np.unique(changed.which[unclear]):
+            partial.update(self._rivals(changed.prefixes[index]))
+        return unclear
+
+    def _rivals(self, prefix: Prefix) -> Iterator[Prefix]:
+        """The rules that may have decided in the place of this one, itself included."""
+        for entry in self._policy.explain(prefix.family, prefix.address):
             if entry.prefix.length <= prefix.length:
-                partial.add(entry.prefix)
-                if alone and entry.prefix not in times:
-                    break  # it decided before, or those below it did
-    return unclear
+                yield entry.prefix
+                if self._alone and entry.prefix not in self._times:
+                    return  # it decided before, or those below it did
 
 
 def _with_those_above(times: Mapping[Prefix, float]) -> Iterator[tuple[Prefix, float]]:
@@ -154,6 +172,8 @@ def digest(policy: Rules) -> int:
     hashed = hashlib.blake2b(digest_size=8)
     for family in (Family.IPV4, Family.IPV6):
         for length, addresses, _ in policy.segments(family):
+            if not len(addresses):
+                continue  # there were some once
             hashed.update(bytes((family, length)) + np.ascontiguousarray(addresses).tobytes())
     return int.from_bytes(hashed.digest(), "little") or 1
 

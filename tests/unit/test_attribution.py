@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servicefakes import entry
 
-from xdpmond.attribution import Change, RuleBook, attribute, digest
+from xdpmond.attribution import CHUNK, Change, RuleBook, attribute, digest
 from xdpmond.kernel import abi
 from xdpmond.kernel.rulecounts import RuleCountTable
-from xdpmond.model import Count, Family, Prefix, RuleCount, Verdict
+from xdpmond.model import Count, Family, Origin, Prefix, RuleCount, Verdict
 from xdpmond.policy import Policy
 from xdpmond.rows import ROW, merge
 
@@ -100,9 +100,23 @@ def test_what_held_before_is_not_known():
     assert not found.all_partial and found.counts == {Prefix.parse("10.0.0.0/8"): Count(1, BYTES)}
 
 
+def test_many_rows():
+    many = np.repeat(packet("10.0.0.0", 1.0, 3), 3 * CHUNK // 2)
+    many["source"][:, 1:4] = np.arange(len(many), dtype=">u4").view("u1").reshape(-1, 4)[:, 1:]
+    found = attribute(many, Policy([entry("10.0.0.0/8"), entry("10.1.0.0/16")]))
+    assert found.counts == {Prefix.parse("10.0.0.0/8"): Count(len(many) * 3, len(many) * 3 * BYTES)}
+    found = attribute(many, Policy([entry("10.0.0.0/8"), entry("10.0.128.0/17")]))
+    assert {str(prefix): count.packets for prefix, count in found.counts.items()} == {
+        "10.0.0.0/8": 3 * 32768, "10.0.128.0/17": 3 * (len(many) - 32768),
+    }  # fmt: skip
+
+
 def test_digests():
     one, other = Policy([entry("10.0.0.0/8")]), Policy([entry("10.0.0.0/9")])
     assert digest(one) == digest(Policy([entry("10.0.0.0/8", Verdict.ALLOW)])) != digest(other)
+    changed = one.with_changes([entry("10.1.1.1/32")])
+    assert digest(one) != digest(changed)
+    assert digest(one) == digest(changed.with_changes(remove=[(Prefix.parse("10.1.1.1/32"), Origin.OPERATOR)]))
     assert len({digest(policy) for policy in (Policy(), one, other, Policy([entry("2001:db8::/32")]))}) == 4
 
 
