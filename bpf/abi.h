@@ -10,7 +10,7 @@
 #ifndef XDPMOND_ABI_H
 #define XDPMOND_ABI_H
 
-#define XM_ABI_VERSION 1
+#define XM_ABI_VERSION 2
 
 #define XM_MAX_SLOTS 16       /* interfaces watched at once */
 #define XM_WAYS 4             /* talkers in a set */
@@ -18,7 +18,15 @@
 #define XM_VLAN_NONE 0xffff   /* event vlan: no tag seen */
 #define XM_SEEN_SHIFT 24      /* first and last seen are CLOCK_MONOTONIC nanoseconds >> this: units of 16.8 ms, 2.28 years in 32 bits */
 #define XM_SAMPLER_CELLS 16384 /* a power of two */
-#define XM_RULE_DEFAULT 0     /* rule index of "no entry matched" */
+#define XM_SEARCH_STEPS 16     /* room for the depths of IPv6 nodes, 2 to 15 */
+#define XM_SEARCH_ROUNDS 4     /* a binary search among them ends in so many */
+#define XM_BUCKET4 8           /* references in a bucket */
+#define XM_BUCKET6 5           /* nodes in a bucket */
+#define XM_DISPLACED 3         /* what does not fit in its bucket is in one of so many after it */
+#define XM_REF_LINE (1ULL << 38)
+#define XM_REF_USED_SHIFT 39   /* a reference in use has this bit, and its key or depth above it */
+#define XM_TOPS 65536
+#define XM_TOP_DEEPER 4        /* IPv6: longer prefixes lie under this /16 */
 
 enum xm_class {
 	XM_CLASS_OTHER,
@@ -35,6 +43,9 @@ enum xm_class {
 enum xm_family { XM_FAMILY_OTHER, XM_FAMILY_IPV4, XM_FAMILY_IPV6, XM_FAMILIES };
 
 enum xm_verdict { XM_VERDICT_ALLOW = 1, XM_VERDICT_LOG, XM_VERDICT_DENY };
+
+/* What the policy says of an address, in two bits. In an IPv4 line, DEEPER stands for a /24 that has a reference of its own. */
+enum xm_code { XM_CODE_NONE, XM_CODE_ALLOW, XM_CODE_DENY, XM_CODE_DEEPER };
 
 enum xm_outcome {
 	XM_NO_SOURCE,
@@ -89,12 +100,13 @@ struct xm_control {
 	u64 event_interval;   /* ns */
 	u32 window;           /* number of the running window, from 1 */
 	u32 read_window;      /* the last closed window that the daemon has read; window - 1, but while it reads */
-	u32 policy;           /* 0 or 1: the trie that holds the policy */
-	u32 default_verdict[2]; /* enum xm_verdict, for each of the tries: switched with them */
+	u32 policy;           /* 0 or 1: the copy of the policy that holds */
+	u32 talker_mask;      /* sets in a slice of the talker table, less one */
 	u32 event_budget;     /* events a second and CPU */
 	u32 event_reserve;    /* of these, kept for sources already known */
 	u16 ephemeral_first;  /* ip_local_port_range */
 	u16 ephemeral_last;
+	u32 pad;
 	struct xm_slot slots[XM_MAX_SLOTS];
 };
 
@@ -110,23 +122,75 @@ struct xm_ledger {
 	u32 cpus;           /* slices of the talker table */
 	u32 sets;           /* a slice, a power of two */
 	u32 generation;     /* daemon starts on these maps, from 1 */
+	u32 attributing;    /* the window whose counts are being added to those of the rules; 0: none */
+	u32 pad;
 	u64 build;          /* identity of the loaded program: hash of its sources and options */
 	u64 started;        /* CLOCK_MONOTONIC ns at which the maps were made */
 	u64 window_started; /* CLOCK_MONOTONIC ns at which the running window began */
 	struct xm_ledger_half half[2]; /* [window & 1]: the newer is the truth, the other is being written */
 };
 
-/* Key of the policy tries: compared bit by bit from `family` on. */
-struct xm_prefix {
-	u32 length; /* bits, 32 for the family included */
-	u32 family; /* enum xm_family, in network byte order */
-	u8 address[16];
+/* One depth of the binary search for an IPv6 node, and where to go on if there is one, or not; XM_SEARCH_STEPS and above: nowhere. */
+struct xm_step {
+	u8 depth; /* in bytes */
+	u8 deeper;
+	u8 shallower;
+	u8 pad;
 };
 
-/* Value of the policy tries. */
-struct xm_rule {
-	u32 index;   /* from 1; where its packets are counted, if the map `rules` reaches so far */
-	u32 verdict; /* enum xm_verdict */
+/*
+ * Begins an element of the map `policy`: a copy of the policy, and where its parts are. Behind it stand 2 * XM_TOPS u32, not in the struct since
+ * clang takes long over large ones. The first half is, by the first 16 bits of an address, the code of
+ * prefixes of up to 16 bits, and above it the index of the line for those of 17 to 24, if there are longer ones at all; line 0 is never used.
+ * the other half is for IPv6: the code, and XM_TOP_DEEPER. Written by the daemon alone, while packets look into the other copy.
+ */
+struct xm_policy {
+	u32 default_verdict; /* enum xm_verdict, for addresses whose code is XM_CODE_NONE */
+	u32 first_line;      /* of the copy's lines, from which their indexes count */
+	u32 first4;          /* first bucket, and their number less one */
+	u32 mask4;
+	u32 first6;
+	u32 mask6;
+	u32 root;            /* the step to begin with */
+	u32 pad;
+	struct xm_step steps[XM_SEARCH_STEPS];
+};
+
+/* Codes of 256 neighbours, of two bits each, the lowest first. */
+struct xm_line {
+	u64 codes[8];
+};
+
+/*
+ * A reference tells the codes of 256 neighbours: bits 0 to 1 are the code, unless the place lies in a range. Bits 2 to 3, 4 to 11 and 12 to
+ * 19 are code, first place and number of further places of one range, bits 20 to 37 of another, which goes before the one. With XM_REF_LINE,
+ * bits 0 to 31 are the index of a line instead. IPv4: the first 24 bits of the address stand from bit 40 on.
+ */
+struct xm_bucket4 {
+	u64 ref[XM_BUCKET4];
+};
+
+/* `high` and `low` are the first `depth` bytes of the address in host byte order, zeros behind; the depth stands from bit 40 of `ref` on. */
+struct xm_node {
+	u64 high;
+	u64 low;
+	u64 ref;
+};
+struct xm_bucket6 {
+	struct xm_node node[XM_BUCKET6];
+	u64 pad;
+};
+
+/* Element of the map `rules`: what an entry of the policy was met by. Written by the daemon alone; kept here to outlive it. */
+struct xm_rule_count {
+	u8 address[16];
+	u8 family;   /* enum xm_family */
+	u8 length;   /* bits */
+	u8 partial;  /* 1: at least so many */
+	u8 used;     /* 0: free */
+	u8 pad[4];
+	u64 packets;
+	u64 bytes;
 };
 
 /*
@@ -187,7 +251,6 @@ struct xm_event {
 	u64 timestamp; /* CLOCK_MONOTONIC, ns */
 	u8 source[16];
 	u8 destination[16];
-	u32 rule;        /* index of the matching rule */
 	u32 packet_size;
 	u32 suppressed;
 	u32 flow_hash;
@@ -200,7 +263,6 @@ struct xm_event {
 	u8 outcome;      /* enum xm_outcome */
 	u8 has_ports;    /* 1: the ports were read */
 	u8 tcp_flags;
-	u8 pad[4];
 };
 
 #define XM_TOTAL_CELLS (XM_MAX_SLOTS * XM_FAMILIES * XM_CLASSES * XM_OUTCOMES)
@@ -208,14 +270,17 @@ struct xm_event {
 _Static_assert(sizeof(struct xm_count) == 16, "xm_count");
 _Static_assert(sizeof(struct xm_slot) == 8, "xm_slot");
 _Static_assert(sizeof(struct xm_control) == 200, "xm_control");
-_Static_assert(sizeof(struct xm_ledger) == 88, "xm_ledger");
-_Static_assert(sizeof(struct xm_prefix) == 24, "xm_prefix");
-_Static_assert(sizeof(struct xm_rule) == 8, "xm_rule");
+_Static_assert(sizeof(struct xm_ledger) == 96, "xm_ledger");
+_Static_assert(sizeof(struct xm_policy) == 96, "xm_policy");
+_Static_assert(sizeof(struct xm_line) == 64, "xm_line fills a cache line");
+_Static_assert(sizeof(struct xm_bucket4) == 64, "xm_bucket4 fills a cache line");
+_Static_assert(sizeof(struct xm_bucket6) == 128, "xm_bucket6 fills two cache lines");
+_Static_assert(sizeof(struct xm_rule_count) == 40, "xm_rule_count");
 _Static_assert(sizeof(struct xm_talker) == 64, "xm_talker fills a cache line");
 _Static_assert(sizeof(struct xm_set) == 256, "xm_set");
 _Static_assert(sizeof(struct xm_tallies) == 216, "xm_tallies");
 _Static_assert(sizeof(struct xm_budget) == 16, "xm_budget");
 _Static_assert(sizeof(struct xm_sampler) == 32, "xm_sampler");
-_Static_assert(sizeof(struct xm_event) == 72, "xm_event");
+_Static_assert(sizeof(struct xm_event) == 64, "xm_event");
 
 #endif

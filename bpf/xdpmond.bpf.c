@@ -2,26 +2,26 @@
 /*
  * The way of a packet: parse, look up the policy, account, perhaps sample an event, pass or drop.
  *
- * Compiled by BCC at start. XM_CPUS, XM_SETS, XM_PREFIXES, XM_RULE_CELLS, XM_RING_PAGES come from the configuration; XM_EVENTS and
- * XM_FRAGS are defined if wanted and possible. What is counted is counted here, for every packet; an event is a sample.
+ * Compiled by BCC at start; XM_EVENTS and XM_FRAGS are defined if wanted and possible. The maps get their sizes from the daemon, which makes
+ * them (kernel/tables.py): the numbers of elements here are those of the compiler's own throw-away maps. What is counted is counted here, for
+ * every packet; an event is a sample.
  */
 #include "abi.h"
 #include "parse.h"
+#include "policy.h"
 
 BPF_F_TABLE("array", u32, struct xm_control, control, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct xm_ledger, ledger, 1, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct xm_set, talkers, XM_CPUS * XM_SETS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct xm_rule_count, rules, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct xm_set, talkers, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u64, ports, 65536 / 8, BPF_F_MMAPABLE);
-BPF_F_TABLE("lpm_trie", struct xm_prefix, struct xm_rule, policy_0, XM_PREFIXES, BPF_F_NO_PREALLOC);
-BPF_F_TABLE("lpm_trie", struct xm_prefix, struct xm_rule, policy_1, XM_PREFIXES, BPF_F_NO_PREALLOC);
 BPF_PERCPU_ARRAY(totals, struct xm_count, XM_TOTAL_CELLS);
-BPF_PERCPU_ARRAY(rules, struct xm_count, XM_RULE_CELLS);
 BPF_PERCPU_ARRAY(tallies, struct xm_tallies, 1);
 BPF_PERCPU_ARRAY(packet, struct xm_packet, 1);
 #ifdef XM_EVENTS
 BPF_PERCPU_ARRAY(budget, struct xm_budget, 1);
 BPF_ARRAY(sampler, struct xm_sampler, XM_SAMPLER_CELLS);
-BPF_RINGBUF_OUTPUT(events, XM_RING_PAGES);
+BPF_RINGBUF_OUTPUT(events, 1);
 #endif
 
 #define barrier() asm volatile("" ::: "memory")
@@ -39,9 +39,11 @@ static __always_inline u64 mix(u64 hash, u64 word, u64 multiplier)
 	return hash ^ (hash >> 32);
 }
 
-/* A sender who does not know the seed cannot aim at a set of the talker table. */
-static __always_inline u64 hash_talker(const struct xm_control *ctl, const struct xm_packet *p, u64 tail)
+/* A sender who does not know the seed cannot aim at a set of the talker table. `tail` tells what the talker is beside its source. */
+static __always_inline u64 hash_talker(const struct xm_control *ctl, const struct xm_packet *p, u32 tail)
 {
+	if (p->family == XM_FAMILY_IPV4)
+		return mix(ctl->seed[0], (u64)tail << 32 | (u32)p->source[0], ctl->seed[1]);
 	u64 hash = mix(ctl->seed[0], p->source[0], ctl->seed[1]);
 	hash = mix(hash, p->source[1], ctl->seed[2]);
 	return mix(hash, tail, ctl->seed[3]);
@@ -88,18 +90,13 @@ static __always_inline void roll(struct xm_talker *t, u32 window)
 	t->syns[0] = 0;
 }
 
-/* Counts the packet in the talker table of this CPU. Returns true if the talker was there before. */
-static __always_inline bool account_talker(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies, u32 size,
-					   u32 now)
+/* Counts the packet in this CPU's slice of the talker table; `hash` is that of the talker. Returns true if the talker was there before. A
+   talker is in one of two sets, so that a table which is half full turns hardly anybody away. */
+static __always_inline bool account_talker(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies, u32 tail,
+					   u64 hash, u32 size, u32 now)
 {
-	u16 port = talker_port(ctl, p);
-	u64 tail = port | (u64)p->protocol << 16 | (u64)p->family << 24;
-	u32 index = bpf_get_smp_processor_id() * XM_SETS + (u32)(hash_talker(ctl, p, tail) & (XM_SETS - 1));
-	struct xm_set *set = talkers.lookup(&index);
-	if (!set) {
-		add(&tallies->untracked, size);
-		return false;
-	}
+	u32 mask = ctl->talker_mask;
+	u32 slice = bpf_get_smp_processor_id() * (mask + 1);
 	u32 window = *(volatile u32 *)&ctl->window;
 	bool reading = *(volatile u32 *)&ctl->read_window != window - 1;
 	bool syn = (p->tcp_flags & (XM_TCP_SYN | XM_TCP_ACK)) == XM_TCP_SYN;
@@ -107,27 +104,35 @@ static __always_inline bool account_talker(const struct xm_control *ctl, const s
 	struct xm_talker *victim = 0;
 	u32 victim_age = 0;
 #pragma unroll
-	for (int way = 0; way < XM_WAYS; way++) {
-		struct xm_talker *t = &set->way[way];
-		u64 *key = (u64 *)t;
-		/* port, protocol and family are the low half of the third word, the window is the high half */
-		if (key[0] == p->source[0] && key[1] == p->source[1] && (u32)key[2] == (u32)tail) {
-			if (t->window != window)
-				roll(t, window);
-			if (t->packets[0] == 0xffffffff) {
-				add(&tallies->untracked, size);
+	for (int choice = 0; choice < 2; choice++) {
+		u32 index = slice + ((u32)(choice ? hash >> 32 : hash) & mask);
+		struct xm_set *set = talkers.lookup(&index);
+		if (!set)
+			break;
+#pragma unroll
+		for (int way = 0; way < XM_WAYS; way++) {
+			struct xm_talker *t = &set->way[way];
+			u64 *key = (u64 *)t;
+			/* port, protocol and family are the low half of the third word, the window is the high half */
+			if (key[0] == p->source[0] && key[1] == p->source[1] && (u32)key[2] == tail) {
+				if (t->window != window)
+					roll(t, window);
+				if (t->packets[0] == 0xffffffff) {
+					add(&tallies->untracked, size);
+					return true;
+				}
+				t->packets[0] += 1;
+				t->bytes[0] += size;
+				t->syns[0] += syn;
+				t->last_seen = now;
 				return true;
 			}
-			t->packets[0] += 1;
-			t->bytes[0] += size;
-			t->syns[0] += syn;
-			t->last_seen = now;
-			return true;
-		}
-		u32 age = t->family ? now - t->last_seen + 1 : 0xffffffff;
-		if (age > victim_age && !(reading && keeps_closed(t, window))) {
-			victim = t;
-			victim_age = age;
+			/* One that was silent for a whole window goes like one that is free. */
+			u32 age = t->family && window - t->window <= 1 ? now - t->last_seen + 1 : 0xffffffff;
+			if (age > victim_age && !(reading && keeps_closed(t, window))) {
+				victim = t;
+				victim_age = age;
+			}
 		}
 	}
 	if (!victim) {
@@ -157,16 +162,14 @@ static __always_inline bool account_talker(const struct xm_control *ctl, const s
 }
 
 #ifdef XM_EVENTS
-static __always_inline void sample_event(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies, u64 now_ns,
-					 u32 size, u32 slot, u8 outcome, u32 rule, bool known)
+static __always_inline void sample_event(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies, u64 hash,
+					 u64 now_ns, u32 size, u32 slot, u8 outcome, bool known)
 {
-	u32 zero = 0;
-	u64 tail = p->destination_port | (u64)p->protocol << 16 | (u64)outcome << 24 | 1ULL << 32;
-	u64 tag = hash_talker(ctl, p, tail) | 1;
-	u32 index = (tag >> 20) & (XM_SAMPLER_CELLS - 1);
+	/* The hash is that of the talker; its lower bits chose a set of the talker table. */
+	u64 tag = (hash + outcome * ctl->seed[2]) | 1;
+	u32 index = (tag >> 40) & (XM_SAMPLER_CELLS - 1);
 	struct xm_sampler *cell = sampler.lookup(&index);
-	struct xm_budget *b = budget.lookup(&zero);
-	if (!cell || !b)
+	if (!cell)
 		return;
 	u64 held = cell->tag;
 	u64 last = cell->last;
@@ -175,6 +178,10 @@ static __always_inline void sample_event(const struct xm_control *ctl, const str
 		__sync_fetch_and_add(&cell->suppressed, 1);
 		return;
 	}
+	u32 zero = 0;
+	struct xm_budget *b = budget.lookup(&zero);
+	if (!b)
+		return;
 	u32 second = now_ns / 1000000000;
 	if (b->second != second) {
 		b->second = second;
@@ -205,12 +212,12 @@ static __always_inline void sample_event(const struct xm_control *ctl, const str
 		tallies->events_merged += suppressed;
 		return;
 	}
-	u64 flow = mix(hash_talker(ctl, p, (u64)p->source_port << 32 | p->destination_port << 16 | p->protocol), p->destination[0], ctl->seed[1]);
+	u64 flow = mix(hash_talker(ctl, p, p->protocol), p->source_port | (u64)p->destination_port << 16, ctl->seed[3]);
+	flow = mix(flow, p->destination[0], ctl->seed[1]);
 	flow = mix(flow, p->destination[1], ctl->seed[2]);
 	event->timestamp = now_ns;
 	__builtin_memcpy(event->source, p->source, 16);
 	__builtin_memcpy(event->destination, p->destination, 16);
-	event->rule = rule;
 	event->packet_size = size;
 	event->suppressed = suppressed;
 	event->flow_hash = flow;
@@ -223,7 +230,6 @@ static __always_inline void sample_event(const struct xm_control *ctl, const str
 	event->outcome = outcome;
 	event->has_ports = p->has_ports;
 	event->tcp_flags = p->tcp_flags;
-	__builtin_memset(event->pad, 0, sizeof(event->pad));
 	events.ringbuf_submit(event, 0);
 
 	tallies->events_made += 1;
@@ -232,28 +238,18 @@ static __always_inline void sample_event(const struct xm_control *ctl, const str
 }
 #endif
 
-/* The most specific prefix that covers the source, or none, by the policy `copy`. */
-static __always_inline struct xm_rule *find_rule(const struct xm_packet *p, u32 copy)
+static __always_inline u8 decide(const struct xm_packet *p, u32 code, u32 default_verdict, bool enforce)
 {
-	struct xm_prefix key = {};
-	key.length = 32 + (p->family == XM_FAMILY_IPV4 ? 32 : 128);
-	key.family = bpf_htonl(p->family);
-	__builtin_memcpy(key.address, p->source, 16);
-	return copy ? policy_1.lookup(&key) : policy_0.lookup(&key);
-}
-
-static __always_inline u8 decide(const struct xm_packet *p, const struct xm_rule *rule, u32 default_verdict, bool enforce)
-{
-	u32 verdict = rule ? rule->verdict : default_verdict;
+	u32 verdict = code == XM_CODE_ALLOW ? XM_VERDICT_ALLOW : code == XM_CODE_DENY ? XM_VERDICT_DENY : default_verdict;
 	if (verdict == XM_VERDICT_ALLOW)
-		return rule ? XM_ALLOWED : XM_DEFAULT_ALLOWED;
+		return code ? XM_ALLOWED : XM_DEFAULT_ALLOWED;
 	if (verdict == XM_VERDICT_LOG)
 		return XM_DEFAULT_LOGGED;
 	if (!enforce)
-		return rule ? XM_DENIED_PASSED : XM_DEFAULT_DENIED_PASSED;
+		return code ? XM_DENIED_PASSED : XM_DEFAULT_DENIED_PASSED;
 	if (p->essential == XM_ESSENTIAL_ALWAYS)
 		return XM_ESSENTIAL_PASSED;
-	if (rule)
+	if (code)
 		return XM_DENIED_DROPPED;
 	if (p->essential == XM_ESSENTIAL_BEFORE_DEFAULT)
 		return XM_ESSENTIAL_PASSED;
@@ -312,19 +308,21 @@ static __always_inline int handle(struct xdp_md *ctx, bool ethernet)
 	u8 outcome = XM_NO_SOURCE;
 	if (p->family) {
 		u32 copy = *(volatile u32 *)&ctl->policy & 1;
-		struct xm_rule *rule = find_rule(p, copy);
-		u32 rule_index = rule ? rule->index : XM_RULE_DEFAULT;
-		outcome = decide(p, rule, ctl->default_verdict[copy], enforce);
+		const struct xm_policy *held = policy.lookup(&copy);
+		if (!held)
+			return XDP_PASS;
+		u32 code = p->family == XM_FAMILY_IPV4 ? xm_verdict4(ctl, held, bpf_ntohl((u32)p->source[0]))
+						       : xm_verdict6(ctl, held, bpf_ntohll(p->source[0]), bpf_ntohll(p->source[1]));
+		outcome = decide(p, code, held->default_verdict, enforce);
 		u64 now = bpf_ktime_get_coarse_ns();
+		u32 tail = talker_port(ctl, p) | (u32)p->protocol << 16 | (u32)p->family << 24;
+		u64 hash = hash_talker(ctl, p, tail);
 		add(&tally->sourced, size);
-		bool known = account_talker(ctl, p, tally, size, now >> XM_SEEN_SHIFT);
-		struct xm_count *counted = rules.lookup(&rule_index);
-		if (counted)
-			add(counted, size);
+		bool known = account_talker(ctl, p, tally, tail, hash, size, now >> XM_SEEN_SHIFT);
 #ifdef XM_EVENTS
 		bool reported = outcome != XM_ALLOWED && outcome != XM_DEFAULT_ALLOWED && outcome != XM_ESSENTIAL_PASSED;
 		if (reported)
-			sample_event(ctl, p, tally, now, size, number, outcome, rule_index, known);
+			sample_event(ctl, p, tally, hash, now, size, number, outcome, known);
 #endif
 	}
 	u32 cell = ((number * XM_FAMILIES + p->family) * XM_CLASSES + p->class) * XM_OUTCOMES + outcome;

@@ -19,10 +19,13 @@ import numpy as np
 from xdpmond.kernel import abi, libbpf, loader
 from xdpmond.kernel.events import EventRing
 from xdpmond.kernel.maps import Control, Counters, cells, map_memory, wait_for_packets_under_way
-from xdpmond.kernel.rules import RuleTries
+from xdpmond.kernel.rules import PolicyTable
+from xdpmond.kernel.tables import PolicySize
 from xdpmond.kernel.talkers import TalkerTable
 from xdpmond.model import Count, Family, Outcome, Prefix, ProtocolClass, Verdict
 from xdpmond.rows import count_of, merge, talker
+
+from .plainpolicy import PlainPolicy
 
 LOOPBACK = 1
 EXAMPLES = int(os.environ.get("XDPMOND_TEST_EXAMPLES", "200"))
@@ -51,8 +54,11 @@ class Seen:
 
 
 def small_build(**changes: object) -> loader.Build:
-    settings: dict[str, object] = {"sets": 64, "prefixes": 4096, "rule_cells": 1024, "ring_pages": 16, **changes}
+    settings: dict[str, object] = {"sets": 64, "rule_cells": 1024, "ring_bytes": 16 * 4096, **changes}
     return loader.Build(cpus=libbpf.possible_cpus(), frags=libbpf.has_frags(), **settings)  # type: ignore[arg-type]
+
+
+POLICY_SIZE = PolicySize(2048, 512, 1024)
 
 
 class Harness:
@@ -60,39 +66,53 @@ class Harness:
 
     def __init__(self, build: loader.Build, loaded: loader.Loaded | None = None):
         self.build = build
-        self.loaded = loaded or loader.load(build)
+        self.loaded = loaded or loader.load(build, policy=POLICY_SIZE)
         maps = self.loaded.maps
         self.control = Control(
-            maps, fresh="control" not in self.loaded.reused, identity=self.loaded.identity, cpus=build.cpus, sets=build.sets
+            maps, fresh="control" not in self.loaded.reused, identity=self.loaded.code.identity, cpus=build.cpus, sets=build.sets
         )
-        self.counters = Counters(maps, cpus=build.cpus, rule_cells=build.rule_cells)
+        self.counters = Counters(maps, cpus=build.cpus)
         self.rules = self.new_rules()
+        self.prefixes: dict[Prefix, Verdict] = {}
         self.talkers = TalkerTable(maps["talkers"], cpus=build.cpus, sets=build.sets)
-        self.ring = EventRing(maps["events"]) if build.ring_pages else None
+        self.ring = EventRing(maps["events"]) if build.ring_bytes else None
         self.control.set_ephemeral(32768, 60999)
         self.slot = self.control.take_slot(LOOPBACK, enforce=False)
         self.reset()
 
     def close(self) -> None:
+        self.rules.close()
         self.loaded.close()
 
-    def new_rules(self) -> RuleTries:
-        return RuleTries(self.loaded.maps, self.control, self.counters, wait_for_packets_under_way)
+    def new_rules(self) -> PolicyTable:
+        size = loader.kept_policy_size(self.loaded.maps)
+        assert size is not None
+        make = PolicyTable if "policy" in self.loaded.reused else PolicyTable.new
+        return make(self.loaded.maps, size, self.control, wait_for_packets_under_way)
 
     def reset(self) -> None:
         """As after loading, but for the counters: no policy, monitor mode, default log, an event for every packet, no port flags."""
         self.control.set_enforce(self.slot, False)
-        self.control.set_default(Verdict.LOG)
         self.control.set_events(0, 1_000_000)
         self.control.set_ports({})
-        if self.rules.current():
-            self.rules.apply({}, list(self.rules.current()))
+        self.apply({}, list(self.prefixes), Verdict.LOG)
         self.drain()
 
     def policy(self, **lists: Iterable[str]) -> None:
         """Make this the whole policy: `policy(allow=[...], deny=[...])`."""
         wanted = {Prefix.parse(text): Verdict(verdict) for verdict, texts in lists.items() for text in texts}
-        self.rules.apply(wanted, self.rules.current().keys() - wanted.keys())
+        self.apply(wanted, self.prefixes.keys() - wanted.keys())
+
+    def apply(self, set_: Mapping[Prefix, Verdict], delete: Iterable[Prefix] = (), default: Verdict | None = None, *, whole: bool = False) -> None:
+        """Change the policy: point by point if it can be so, or `whole`."""
+        gone = set(delete)
+        prefixes = {prefix: verdict for prefix, verdict in self.prefixes.items() if prefix not in gone} | dict(set_)
+        self.rules.apply(PlainPolicy(prefixes), None if whole else [*gone, *set_], default or self.rules.default)
+        self.prefixes = prefixes
+
+    def default(self, verdict: Verdict) -> None:
+        """What becomes of sources that no prefix covers."""
+        self.apply({}, default=verdict)
 
     def enforce(self, enforce: bool = True) -> None:
         self.control.set_enforce(self.slot, enforce)

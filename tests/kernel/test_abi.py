@@ -140,14 +140,11 @@ def test_families(dumped: dict[str, int]) -> None:
     }
 
 
+def test_codes(dumped: dict[str, int]) -> None:
+    mirror = {name.removeprefix("CODE_"): number for name, number in vars(abi).items() if name.startswith("CODE_")}
+    check_enum("xm_code", "XM_CODE_", "", mirror, dumped)
+
+
 def test_verdicts(dumped: dict[str, int]) -> None:
     mirror = {verdict.name: number for verdict, number in maps.VERDICT_TO_ABI.items()}
     check_enum("xm_verdict", "XM_VERDICT_", "", mirror, dumped)
-
-
-def test_the_prefix_is_a_key_of_the_trie() -> None:
-    """The kernel compares the bits of an LPM key from behind its length on, so that the family, in network byte order, comes first."""
-    key = np.zeros(1, abi.PREFIX)
-    key["length"], key["family"] = 40, abi.FAMILY_IPV6
-    key["address"][0, 0] = 0xFD
-    assert key.tobytes()[4:9] == b"\0\0\0\2\xfd"

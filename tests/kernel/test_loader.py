@@ -12,7 +12,8 @@ import pytest
 
 from xdpmond.errors import KernelError
 from xdpmond.kernel import libbpf, loader
-from xdpmond.model import Count, Outcome, Prefix, Verdict
+from xdpmond.kernel.tables import POLICY_MAPS
+from xdpmond.model import Count, Outcome
 
 from .harness import Harness, by_key, small_build
 from .packets import tcp
@@ -25,7 +26,11 @@ def load() -> Iterator[Callable[..., Harness]]:
     made: list[Harness] = []
 
     def start(build: loader.Build, kept: dict[str, int] | None = None) -> Harness:
-        made.append(Harness(build, loader.load(build, kept)))
+        # What it goes on with is its own from then on.
+        own = {name: os.dup(fd) for name, fd in (kept or {}).items()}
+        loaded = loader.load(build, own)
+        loader.close(fd for name, fd in own.items() if name not in loaded.reused)
+        made.append(Harness(build, loaded))
         return made[-1]
 
     yield start
@@ -55,11 +60,10 @@ def test_kept_maps_go_on_with_their_contents(datapath: Harness, load: Callable[.
     totals = datapath.totals_by_outcome()
     again = load(datapath.build, datapath.loaded.maps)
     assert again.loaded.reused == frozenset(datapath.build.maps)
-    assert again.loaded.identity == datapath.loaded.identity
+    assert again.loaded.code.identity == datapath.loaded.code.identity
     assert libbpf.program_id(again.loaded.programs["xdpmond"]) != libbpf.program_id(datapath.loaded.programs["xdpmond"])
     assert again.totals_by_outcome() == totals
-    again.rules.adopt()
-    assert again.rules.current() == {Prefix.parse("198.51.100.0/24"): Verdict.DENY}
+    again.policy(deny=["198.51.100.0/24"])
     # Both programs count in the same place, and the new one obeys the same policy.
     again.enforce()
     assert again.send(FRAME) == libbpf.XDP_DROP
@@ -76,18 +80,18 @@ def test_maps_of_another_size_are_new(datapath: Harness, load: Callable[..., Har
     assert libbpf.map_info(again.loaded.maps["talkers"])[3] == larger.cpus * larger.sets
     assert not len(again.running()) and len(datapath.running())
     assert again.totals_by_outcome() == before
-    assert again.loaded.identity != datapath.loaded.identity
+    assert again.loaded.code.identity == datapath.loaded.code.identity, "no size is compiled in"
 
 
-def test_a_rule_s_counters_are_kept_with_the_tries_alone(datapath: Harness, load: Callable[..., Harness]) -> None:
-    """An index in a trie means a counter: of these maps all are kept or none."""
-    for other in (dataclasses.replace(datapath.build, prefixes=1000), dataclasses.replace(datapath.build, rule_cells=100)):
-        again = load(other, datapath.loaded.maps)
-        assert set(datapath.build.maps) - again.loaded.reused == {"policy_0", "policy_1", "rules"}
+def test_the_policy_s_maps_are_kept_together(datapath: Harness, load: Callable[..., Harness]) -> None:
+    """One refers to the others: of these maps all are kept, whatever their size, or none."""
+    kept = {name: fd for name, fd in datapath.loaded.maps.items() if name != "lines"}
+    again = load(datapath.build, kept)
+    assert set(datapath.build.maps) - again.loaded.reused == set(POLICY_MAPS)
 
 
 def test_what_is_off_is_not_compiled_in(datapath: Harness, load: Callable[..., Harness]) -> None:
-    without = load(dataclasses.replace(datapath.build, ring_pages=0))
+    without = load(dataclasses.replace(datapath.build, ring_bytes=0))
     assert without.ring is None
     assert not {"events", "sampler", "budget"} & set(without.loaded.maps)
     for name in loader.PROGRAMS:
@@ -113,7 +117,7 @@ def test_the_identity_is_that_of_sources_and_definitions(sources: Path) -> None:
     build = small_build()
     first = build.identity(sources)
     assert build.identity(sources) == first
-    assert dataclasses.replace(build, prefixes=build.prefixes + 1).identity(sources) != first
+    assert dataclasses.replace(build, ring_bytes=0).identity(sources) != first
     with (sources / "parse.h").open("a") as header:
         header.write("\n")
     assert build.identity(sources) != first
@@ -134,12 +138,40 @@ def test_a_load_leaves_no_descriptor_behind(datapath: Harness, sources: Path) ->
         return len(os.listdir("/proc/self/fd"))
 
     before = open_descriptors()
-    loader.load(datapath.build, datapath.loaded.maps).close()
+    loaded = loader.load(datapath.build, datapath.loaded.maps)
+    loader.close(loaded.programs.values())
+    assert open_descriptors() == before
+    loader.load(datapath.build, code=datapath.loaded.code).close()
     assert open_descriptors() == before
     edit(sources / "parse.h", "u8 later;", "u8 latter;")
     with pytest.raises(KernelError):
         loader.load(datapath.build)
     assert open_descriptors() == before
+
+
+def test_code_that_was_kept(datapath: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It need not be compiled again, unless the sources are other ones; and what is not ours is not taken for it."""
+    code = datapath.loaded.code
+    fd = code.keep()
+    kept = loader.Code.kept(fd)
+    assert kept == code
+    with monkeypatch.context() as context:
+        context.setattr(loader, "compile_code", None)
+        loaded = loader.load(datapath.build, datapath.loaded.maps, code=kept)
+    for name, program in loaded.programs.items():
+        assert libbpf.instruction_count(program) == libbpf.instruction_count(datapath.loaded.programs[name])
+        assert libbpf.program_maps(program) == libbpf.program_maps(datapath.loaded.programs[name])
+    loader.close(loaded.programs.values())
+    loaded = loader.load(datapath.build, datapath.loaded.maps, code=dataclasses.replace(code, identity=1))
+    assert loaded.code.identity == code.identity
+    loader.close(loaded.programs.values())
+    whole = os.pread(fd, 1 << 20, 0)
+    os.close(fd)
+    for damaged in (b"", b"{}\n", whole[:-8], whole + b"x", b"\xff" + whole, whole.replace(b"loads", b"LOADS", 1)):
+        other = os.memfd_create("damaged")
+        os.write(other, damaged)
+        assert loader.Code.kept(other) is None
+        os.close(other)
 
 
 def test_clang_s_own_words(datapath: Harness, sources: Path) -> None:

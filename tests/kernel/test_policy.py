@@ -1,11 +1,12 @@
-"""The policy tries against Python's ipaddress: random policies and random changes to them, adoption, counters, and a switch under fire."""
+"""The structure of the policy against Python's ipaddress: random policies and random changes to them, large ones, ones that do not fit, and a
+switch under fire."""
 
 from __future__ import annotations
 
-import errno
 import ipaddress
+import os
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -15,16 +16,16 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
-from xdpmond.errors import KernelError
-from xdpmond.kernel import abi, libbpf, rules
+from xdpmond.kernel import abi, libbpf, verdicts
 from xdpmond.kernel.maps import wait_for_packets_under_way
-from xdpmond.kernel.rules import RuleTries
+from xdpmond.kernel.rules import PolicyTable, PolicyTooLarge
+from xdpmond.kernel.tables import PolicySize, make, policy_tables
 from xdpmond.model import Family, Outcome, Prefix, Verdict
 
 from .harness import EXAMPLES, ROUNDS, Guns, Harness
 from .packets import MAC
+from .plainpolicy import PlainPolicy
 
-TABLES = {"prefixes": 2048, "rule_cells": 1024}
 SETTINGS = settings(max_examples=EXAMPLES, deadline=None, database=None,
                     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
 OUTCOMES = {Verdict.ALLOW: Outcome.ALLOWED, Verdict.DENY: Outcome.DENIED_DROPPED, None: Outcome.DEFAULT_LOGGED}
@@ -87,39 +88,20 @@ def neighbours(prefixes: Iterable[Prefix], source: random.Random) -> list[Addres
 
 
 def check_lookups(datapath: Harness, policy: dict[Prefix, Verdict], addresses: Sequence[Address]) -> None:
-    """One packet from each address, and the events they make."""
-    datapath.drain()
-    for address in addresses:
-        verdict = expected(policy, address)
-        action = datapath.send(quick_frame(address))
-        assert (action == libbpf.XDP_DROP) == (verdict is Verdict.DENY), f"{address}: {verdict}"
-        events = [(event["outcome"], event["rule"]) for event in datapath.drain()]
-        if verdict is Verdict.ALLOW:
-            assert events == []
-        else:
-            ((outcome, rule),) = events
-            assert outcome == OUTCOMES[verdict]
-            prefix = datapath.rules.prefix_of(int(rule))
-            if verdict is None:
-                assert rule == abi.RULE_DEFAULT
-            else:
-                assert prefix is not None and address in ipaddress.ip_network(str(prefix)) and policy[prefix] is Verdict.DENY
-
-
-def tries_of(datapath: Harness) -> list[dict[Prefix, tuple[int, Verdict]]]:
-    return [rules._read(datapath.loaded.maps[name]) for name in ("policy_0", "policy_1")]
-
-
-def check_tries(datapath: Harness, tries: RuleTries, policy: dict[Prefix, Verdict]) -> None:
-    """Both hold the policy, with one index for each prefix and no index twice."""
-    assert tries.current() == policy
-    assert len(tries) == len(policy)
-    first, second = tries_of(datapath)
-    assert first == second
-    assert {prefix: verdict for prefix, (_, verdict) in first.items()} == policy
-    indexes = [index for index, _ in first.values()]
-    assert len(set(indexes)) == len(indexes) and abi.RULE_DEFAULT not in indexes
-    assert all(tries.index_of(prefix) == index and tries.prefix_of(index) == prefix for prefix, (index, _) in first.items())
+    """One packet from each address; and what it would meet in the copy at rest, too, when that has followed."""
+    datapath.rules.settle()
+    active = datapath.control.policy_copy
+    wanted = [expected(policy, address) for address in addresses]
+    for copy in (active, 1 - active):
+        datapath.control.set_policy_copy(copy)
+        before = datapath.totals_by_outcome()
+        for address, verdict in zip(addresses, wanted, strict=True):
+            assert (datapath.send(quick_frame(address)) == libbpf.XDP_DROP) == (verdict is Verdict.DENY), f"{address}: {verdict}, copy {copy}"
+        after = datapath.totals_by_outcome()
+        # What passes is either allowed or by the default.
+        for verdict, outcome in OUTCOMES.items():
+            assert (after[outcome] - before[outcome]).packets == wanted.count(verdict), f"{outcome.name}, copy {copy}"
+    datapath.control.set_policy_copy(active)
 
 
 @pytest.fixture
@@ -130,204 +112,217 @@ def enforcing(datapath: Harness, monkeypatch: pytest.MonkeyPatch) -> Harness:
     return datapath
 
 
+STRANGERS = [ipaddress.ip_address(text) for text in ("10.0.0.1", "fd00::1", "2001:db8::1", "198.51.100.1")]
+
+
 @SETTINGS
 @given(policy=POLICIES, seed=st.integers(0, 1 << 32))
 def test_longest_prefix(enforcing: Harness, policy: dict[Prefix, Verdict], seed: int) -> None:
-    enforcing.rules.apply(policy, enforcing.rules.current().keys() - policy.keys())
-    check_tries(enforcing, enforcing.rules, policy)
-    check_lookups(
-        enforcing, policy, [*neighbours(policy, random.Random(seed)), ipaddress.ip_address("10.0.0.1"), ipaddress.ip_address("fd00::1")]
-    )
+    enforcing.apply(policy, enforcing.prefixes.keys() - policy.keys(), whole=True)
+    check_lookups(enforcing, policy, [*neighbours(policy, random.Random(seed)), *STRANGERS])
 
 
 @SETTINGS
 @given(data=st.data(), seed=st.integers(0, 1 << 32))
-def test_incremental_changes_and_adoption(enforcing: Harness, data: st.DataObject, seed: int) -> None:
+def test_changes_point_by_point(enforcing: Harness, data: st.DataObject, seed: int) -> None:
+    """What a change leaves behind is what was meant, at the prefixes that it touched and at those around them."""
     source = random.Random(seed)
-    enforcing.rules.apply({}, list(enforcing.rules.current()))
-    policy: dict[Prefix, Verdict] = {}
-    tries = enforcing.rules
+    policy = data.draw(POLICIES)
+    enforcing.apply(policy, list(enforcing.prefixes), whole=True)
     for _ in range(data.draw(st.integers(1, 5))):
         removed = data.draw(st.sets(st.sampled_from(sorted(policy)), max_size=6)) if policy else set()
         added = data.draw(st.dictionaries(networks(), VERDICTS, max_size=6))
         again = data.draw(st.dictionaries(st.sampled_from(sorted(policy)), VERDICTS, max_size=3)) if policy else {}
         changed = {prefix: verdict for prefix, verdict in (added | again).items() if prefix not in removed}
-        stranger = data.draw(networks())
-        before = {prefix: tries.index_of(prefix) for prefix in policy}
-        tries.apply(changed, removed | ({stranger} - policy.keys() - changed.keys()))
+        enforcing.apply(changed, removed)
         policy = {prefix: verdict for prefix, verdict in policy.items() if prefix not in removed} | changed
-        assert all(tries.index_of(prefix) == index for prefix, index in before.items() if prefix in policy), "a prefix keeps its index"
-        check_tries(enforcing, tries, policy)
-        if data.draw(st.booleans()):
-            # The daemon starts anew on these maps.
-            tries = enforcing.rules = enforcing.new_rules()
-            tries.adopt()
-            tries._grace = lambda: None
-            check_tries(enforcing, tries, policy)
-        check_lookups(enforcing, policy, neighbours(source.sample(sorted(policy), min(len(policy), 6)), source))
+        touched = [*changed, *removed]
+        others = source.sample(sorted(policy), min(len(policy), 6))
+        check_lookups(enforcing, policy, [*neighbours(touched + others, source), *STRANGERS])
 
 
-def test_adoption_of_a_half_made_change(datapath: Harness) -> None:
-    """The daemon died between the two tries: what packets see counts, the other is made equal to it."""
-    datapath.policy(allow=["10.0.0.0/8"], deny=["10.1.0.0/16"])
-    policy = datapath.rules.current()
-    resting = (datapath.loaded.maps["policy_0"], datapath.loaded.maps["policy_1"])[1 - datapath.control.policy_copy]
-    extra = {Prefix.parse("10.2.0.0/16"): Verdict.DENY, Prefix.parse("fd00::/8"): Verdict.ALLOW}
-    rules_value = np.zeros(2, abi.RULE)
-    rules_value["index"], rules_value["verdict"] = [7, 8], [abi.VERDICT_DENY, abi.VERDICT_ALLOW]
-    libbpf.update_batch(resting, rules._keys(list(extra)), rules_value)
-    libbpf.delete(resting, rules._keys([Prefix.parse("10.1.0.0/16")]))
-    datapath.rules = datapath.new_rules()
-    datapath.rules.adopt()
-    check_tries(datapath, datapath.rules, policy)
-    datapath.policy(deny=["10.2.0.0/16"])
-    check_tries(datapath, datapath.rules, {Prefix.parse("10.2.0.0/16"): Verdict.DENY})
+@SETTINGS
+@given(policy=st.dictionaries(networks(), VERDICTS, min_size=1, max_size=30), data=st.data())
+def test_what_was_changed_is_as_if_built_anew(policy: dict[Prefix, Verdict], data: st.DataObject) -> None:
+    """Prefix by prefix, there and back: the same codes, references and nodes as from the beginning, wherever they lie; and nothing is left."""
+    copy = scratch_copy(PolicySize(256, 64, 256))
+    copy.write(verdicts.build(PlainPolicy(policy)))
+    order = data.draw(st.permutations(sorted(policy)))
+    left = dict(policy)
+    for prefix in order:
+        del left[prefix]
+        copy.change(PlainPolicy(left), [prefix])
+        anew = scratch_copy(copy.size)
+        # The depths to search do not shrink with a policy.
+        depths = sorted(copy._paths)
+        anew.write(verdicts.build(PlainPolicy(left)))
+        if sorted(anew._paths) == depths:
+            assert content(copy) == content(anew)
+    assert not copy.ipv4.any() and not copy.ipv6.any() and not copy.buckets4.any()
+    assert set(copy.buckets6[:, 2::3].flat) <= {0, verdicts._TOMBSTONE}
+    assert sorted(copy._free_lines) == list(range(1, copy._next_line)), "a line that nobody uses was not given back"
+    for prefix in order:
+        left[prefix] = policy[prefix]
+        copy.change(PlainPolicy(left), [prefix])
+    anew = scratch_copy(copy.size)
+    anew.write(verdicts.build(PlainPolicy(policy)))
+    assert content(copy) == content(anew)
 
 
-def test_a_policy_too_large_changes_nothing(datapath: Harness) -> None:
-    datapath.policy(allow=["10.0.0.0/8"], deny=["10.1.0.0/16", "fd00::/8"])
-    datapath.enforce()
-    policy = datapath.rules.current()
-    many = {Prefix.parse(f"11.{number >> 8}.{number & 255}.0/24"): Verdict.DENY for number in range(TABLES["prefixes"])}
-    many[Prefix.parse("10.0.0.0/8")] = Verdict.DENY
-    with pytest.raises(KernelError):
-        datapath.rules.apply(many, [Prefix.parse("10.1.0.0/16")])
-    check_tries(datapath, datapath.rules, policy)
-    check_lookups(datapath, policy, [ipaddress.ip_address(text) for text in ("10.9.9.9", "10.1.1.1", "11.0.0.1", "fd00::1")])
-    # The room is there again, and a change works as before.
-    del many[Prefix.parse("10.0.0.0/8")], many[Prefix.parse("11.0.0.0/24")]
-    datapath.rules.apply(dict(list(many.items())[: TABLES["prefixes"] - 3]), [])
-    assert len(datapath.rules) == TABLES["prefixes"]
+def scratch_copy(size: PolicySize) -> verdicts.Copy:
+    return verdicts.Copy(
+        np.zeros(1, abi.POLICY)[0], np.zeros(abi.TOPS, "u4"), np.zeros(abi.TOPS, "u4"), np.zeros((size.lines, 8), "u8"),
+        np.zeros((size.buckets4, 8), "u8"), np.zeros((size.buckets6, 16), "u8"), [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F],
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("failing", [1, 2])
-def test_memory_runs_out_in_the_middle(datapath: Harness, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
-    """Before the switch nothing has changed; behind it the change is in force, and the copy left behind is mended before it is used."""
-    datapath.policy(allow=["10.0.0.0/8"], deny=["10.1.0.0/16"])
-    old = datapath.rules.current()
-    new = {Prefix.parse("10.0.0.0/8"): Verdict.DENY, Prefix.parse("12.0.0.0/8"): Verdict.ALLOW}
-    real, calls = libbpf.update_batch, 0
+def content(copy: verdicts.Copy) -> dict[object, object]:
+    """All that a copy says, without where it says it."""
 
-    def update_batch(map_fd: int, keys: np.ndarray, values: np.ndarray) -> None:
-        nonlocal calls
-        if map_fd in (datapath.loaded.maps["policy_0"], datapath.loaded.maps["policy_1"]):
-            calls += 1
-            if calls == failing:
-                real(map_fd, keys[:1], values[:1])
-                raise libbpf.kernel_error(errno.ENOMEM, "write")
-        real(map_fd, keys, values)
+    def codes(ref: int) -> tuple[int, ...]:
+        if ref & abi.REF_LINE:
+            return tuple(verdicts.unpack(copy.lines[ref & 0xFFFFFFFF]).tolist())
+        ranges = [(ref >> shift & 3, ref >> shift + 2 & 255, ref >> shift + 10 & 255) for shift in (20, 2)]
+        return tuple(next((code for code, first, span in ranges if place - first & 255 <= span), ref & 3) for place in range(256))
 
-    monkeypatch.setattr(libbpf, "update_batch", update_batch)
-    if failing == 1:
-        with pytest.raises(KernelError):
-            datapath.rules.apply(new, [Prefix.parse("10.1.0.0/16")])
-        check_tries(datapath, datapath.rules, old)
-    else:
-        datapath.rules.apply(new, [Prefix.parse("10.1.0.0/16")])
-        assert datapath.rules.current() == new
-        first, second = tries_of(datapath)
-        assert first != second, "the second write was not tried"
-    datapath.enforce()
-    current = datapath.rules.current()
-    check_lookups(datapath, current, [ipaddress.ip_address(text) for text in ("10.9.9.9", "10.1.1.1", "12.0.0.1")])
-    last = Prefix.parse("13.0.0.0/8")
-    datapath.rules.apply({last: Verdict.DENY}, [])
-    check_tries(datapath, datapath.rules, current | {last: Verdict.DENY})
+    found: dict[object, object] = {}
+    for top in np.nonzero(copy.ipv4)[0].tolist():
+        value = int(copy.ipv4[top])
+        found[4, top] = value & 3, tuple(verdicts.unpack(copy.lines[value >> 2]).tolist()) if value >> 2 else ()
+    found |= {(6, top): int(copy.ipv6[top]) for top in np.nonzero(copy.ipv6)[0].tolist()}
+    for ref in copy.buckets4[copy.buckets4 != 0].tolist():
+        found["reference", ref >> 40] = codes(ref)
+    for bucket in copy.buckets6.tolist():
+        for at in range(abi.BUCKET6):
+            high, low, ref = bucket[3 * at : 3 * at + 3]
+            if ref not in (0, verdicts._TOMBSTONE):
+                found["node", high, low, ref >> 40] = codes(ref)
+    return found
 
 
-def test_counters_of_a_rule_that_went_with_the_daemon(datapath: Harness) -> None:
-    """It died between taking the rule away and clearing its counters: the next that gets the index begins at nothing."""
-    prefix = Prefix.parse("10.0.0.0/8")
-    datapath.policy(deny=[str(prefix)])
-    index = datapath.rules.index_of(prefix)
-    assert index is not None
-    datapath.send(quick_frame(ipaddress.ip_address("10.0.0.1")))
-    for name in ("policy_0", "policy_1"):
-        libbpf.delete(datapath.loaded.maps[name], rules._keys([prefix]))
-    datapath.rules = datapath.new_rules()
-    datapath.rules.adopt()
-    other = Prefix.parse("11.0.0.0/8")
-    datapath.rules.apply({other: Verdict.DENY}, [])
-    assert datapath.rules.index_of(other) == index
-    assert datapath.counters.rules()[index].tolist() == [0, 0]
+def crowd(source: random.Random, number: int) -> dict[Prefix, Verdict]:
+    """Prefixes of all lengths, some of them close together."""
+    found: dict[Prefix, Verdict] = {}
+    while len(found) < number:
+        family = source.choice((Family.IPV4, Family.IPV6))
+        length = source.randint(8, family.bits)
+        leading = source.choice((0x0A, 0x0A01, 0xC0A8, 0x2001, 0xFD))
+        value = leading << family.bits - 16 | source.getrandbits(source.choice((12, 20, family.bits - 16)))
+        value = value >> family.bits - length << family.bits - length
+        found[Prefix(family, value.to_bytes(family.bits // 8, "big"), length)] = source.choice((Verdict.ALLOW, Verdict.DENY))
+    return found
 
 
-def test_a_full_policy_can_be_exchanged(datapath: Harness) -> None:
-    """What goes makes room for what comes, in one change."""
-    size = TABLES["prefixes"]
-    first = {Prefix.parse(f"11.{number >> 8}.{number & 255}.0/24"): Verdict.DENY for number in range(size)}
-    second = {Prefix.parse(f"12.{number >> 8}.{number & 255}.0/24"): Verdict.ALLOW for number in range(size)}
-    datapath.rules.apply(first, datapath.rules.current().keys() - first.keys())
-    datapath.rules.apply(second, first)
-    check_tries(datapath, datapath.rules, second)
+def quickly_expected(policy: dict[Prefix, Verdict], address: Address) -> Verdict | None:
+    """The same as `expected`, by looking at each length once."""
+    family = Family(address.version)
+    for length in range(family.bits, -1, -1):
+        masked = int(address) >> family.bits - length << family.bits - length
+        verdict = policy.get(Prefix(family, masked.to_bytes(family.bits // 8, "big"), length))
+        if verdict is not None:
+            return verdict
+    return None
 
 
-def test_counters_of_rules_are_exact(datapath: Harness) -> None:
-    datapath.policy(allow=["10.0.0.0/8"], deny=["10.1.0.0/16", "2001:db8::/32"])
-    default = datapath.counters.rules()[abi.RULE_DEFAULT].copy()
-    sent = {"10.2.0.1": 3, "10.1.0.1": 5, "2001:db8::1": 7, "198.51.100.1": 2}
-    for address, count in sent.items():
-        for _ in range(count):
-            datapath.send(quick_frame(ipaddress.ip_address(address)))
-    counted = datapath.counters.rules()
-    size4, size6 = len(TEMPLATES[4]), len(TEMPLATES[6])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_crowd(enforcing: Harness, seed: int) -> None:
+    """Full buckets, and those beyond them; then most of them go again, point by point and at once."""
+    source = random.Random(seed)
+    policy = crowd(source, 3000)
+    enforcing.apply(policy, list(enforcing.prefixes), whole=True)
 
-    def of(prefix: str) -> list[int]:
-        index = datapath.rules.index_of(Prefix.parse(prefix))
-        assert index is not None
-        return counted[index].tolist()
+    def check() -> None:
+        some = source.sample(sorted(policy), 300)
+        for address in [*neighbours(some, source), *STRANGERS]:
+            verdict = quickly_expected(policy, address)
+            assert (enforcing.send(quick_frame(address)) == libbpf.XDP_DROP) == (verdict is Verdict.DENY), f"{address}: {verdict}"
 
-    assert of("10.0.0.0/8") == [3, 3 * size4]
-    assert of("10.1.0.0/16") == [5, 5 * size4]
-    assert of("2001:db8::/32") == [7, 7 * size6]
-    assert (counted[abi.RULE_DEFAULT] - default).tolist() == [2, 2 * size4]
-
-
-def test_a_prefix_keeps_its_counters_until_it_goes(datapath: Harness) -> None:
-    prefix, other = Prefix.parse("10.0.0.0/8"), Prefix.parse("11.0.0.0/8")
-    datapath.policy(allow=[str(prefix)])
-    index = datapath.rules.index_of(prefix)
-    assert index is not None
-    frame = quick_frame(ipaddress.ip_address("10.0.0.1"))
-    datapath.send(frame)
-    datapath.rules.apply({prefix: Verdict.DENY}, [])
-    datapath.send(frame)
-    assert datapath.rules.index_of(prefix) == index
-    assert datapath.counters.rules()[index][0] == 2
-    datapath.rules.apply({other: Verdict.DENY}, [])
-    datapath.rules.apply({}, [prefix])
-    assert datapath.rules.index_of(prefix) is None and datapath.rules.prefix_of(index) is None
-    assert datapath.counters.rules()[index].tolist() == [0, 0]
-    datapath.rules.apply({Prefix.parse("12.0.0.0/8"): Verdict.DENY}, [])
-    assert datapath.rules.index_of(Prefix.parse("12.0.0.0/8")) == index, "an index that is free is given out again"
-    datapath.send(quick_frame(ipaddress.ip_address("12.0.0.1")))
-    assert datapath.counters.rules()[index][0] == 1
+    check()
+    for _ in range(20):
+        some = source.sample(sorted(policy), 10)
+        enforcing.apply({}, some)
+        policy = {prefix: verdict for prefix, verdict in policy.items() if prefix not in some}
+        more = crowd(source, 5)
+        enforcing.apply(more)
+        policy |= more
+    check()
+    enforcing.apply({}, source.sample(sorted(policy), 2000), whole=True)
+    policy = enforcing.prefixes
+    check()
 
 
-def test_counters_go_to_those_that_come_after_a_large_policy(datapath: Harness) -> None:
-    """The lowest free index is given out first: else a small policy would have no counters once a large one had gone."""
-    many = {Prefix.parse(f"11.{number >> 8}.{number & 255}.0/24"): Verdict.DENY for number in range(TABLES["prefixes"])}
-    datapath.rules.apply(many, datapath.rules.current().keys() - many.keys())
-    datapath.rules.apply({}, many)
-    few = {Prefix.parse(f"12.0.{number}.0/24"): Verdict.DENY for number in range(10)}
-    datapath.rules.apply(few, [])
-    assert sorted(datapath.rules.index_of(prefix) or 0 for prefix in few) == list(range(1, 11))
-    datapath.rules = datapath.new_rules()
-    datapath.rules.adopt()
-    datapath.rules.apply({}, list(few)[:2])
-    datapath.rules.apply({Prefix.parse("13.0.0.0/8"): Verdict.DENY}, [])
-    assert datapath.rules.index_of(Prefix.parse("13.0.0.0/8")) == 1
+@pytest.fixture
+def small(datapath: Harness) -> Iterator[Callable[[PolicySize], PolicyTable]]:
+    """Tables of other sizes, which no packet looks into; one thread alone."""
+    made: list[PolicyTable] = []
+    opened: list[int] = []
+
+    def of(size: PolicySize) -> PolicyTable:
+        maps = {name: make(name, table) for name, table in policy_tables(size).items()}
+        opened.extend(maps.values())
+        made.append(PolicyTable.new(maps, size, datapath.control, lambda: None))
+        return made[-1]
+
+    copy = datapath.control.policy_copy
+    yield of
+    datapath.control.set_policy_copy(copy)
+    for table in made:
+        table.close()
+    for fd in opened:
+        os.close(fd)
 
 
-def test_rules_beyond_the_counters_still_decide(datapath: Harness) -> None:
-    cells = TABLES["rule_cells"]
-    many = {Prefix.parse(f"11.{number >> 8}.{number & 255}.0/24"): Verdict.DENY for number in range(cells + 10)}
-    datapath.rules.apply(many, datapath.rules.current().keys() - many.keys())
-    datapath.enforce()
-    beyond = [prefix for prefix in many if (datapath.rules.index_of(prefix) or 0) >= cells]
-    assert beyond
-    for prefix in beyond[:10]:
-        assert datapath.run(quick_frame(ipaddress.ip_address(prefix.host))).outcome is Outcome.DENIED_DROPPED
+@pytest.mark.parametrize("size", [PolicySize(8, 4096, 4096), PolicySize(4096, 16, 4096), PolicySize(4096, 4096, 16)])
+def test_a_policy_that_does_not_fit(small: Callable[[PolicySize], PolicyTable], size: PolicySize) -> None:
+    """The old one holds; it is said what the new one needs; and a later one that fits goes in as ever."""
+    table = small(size)
+    few = {Prefix.parse("10.0.0.0/8"): Verdict.DENY, Prefix.parse("10.1.2.3"): Verdict.ALLOW, Prefix.parse("fd00::/20"): Verdict.DENY}
+    table.apply(PlainPolicy(few), None, Verdict.DENY)
+    table.settle()
+    held = content(table._copies[table._control.policy_copy])
+    for touched in (None, list(few)):
+        with pytest.raises(PolicyTooLarge) as raised:
+            table.apply(PlainPolicy(few | crowd(random.Random(1), 2000)), touched, Verdict.LOG)
+        assert any(wanted > have for wanted, have in zip(raised.value.size, size, strict=True))
+        assert content(table._copies[table._control.policy_copy]) == held
+        assert table.default is Verdict.DENY
+    table.apply(PlainPolicy(few), [], Verdict.LOG)
+    table.settle()
+    assert [content(copy) for copy in table._copies] == [held, held]
+    larger = small(raised.value.size)
+    larger.apply(PlainPolicy(few | crowd(random.Random(1), 2000)), None, Verdict.LOG)
+
+
+def test_points_that_do_not_fit_are_built_anew(small: Callable[[PolicySize], PolicyTable]) -> None:
+    """Lines that are used up, buckets that are full, a depth that nobody searched so far."""
+    table = small(PolicySize(64, 16, 16))
+    policy: dict[Prefix, Verdict] = {}
+    source = random.Random(7)
+    with pytest.raises(PolicyTooLarge):
+        for _ in range(2000):
+            some = crowd(source, 1)
+            policy |= some
+            table.apply(PlainPolicy(policy), list(some), Verdict.LOG)
+            table.settle()
+            anew = scratch_copy(PolicySize(4096, 1024, 4096))
+            anew.write(verdicts.build(PlainPolicy(policy)))
+            assert content(table._copies[0]) == content(table._copies[1]) == content(anew)
+
+
+def test_depths_are_found_by_the_search() -> None:
+    """For every set of depths: the way to each of them is short, and passes nodes on its own path alone."""
+    for number in range(1 << 14):
+        depths = [depth for depth in range(2, 16) if number >> (depth - 2) & 1]
+        steps, ways = verdicts.search_steps(depths), verdicts.paths(depths)
+        assert set(ways) == set(depths)
+        for wanted in depths:
+            at, found, rounds = 0, 0, 0
+            while at < len(steps):
+                depth, deeper, shallower = steps[at]
+                there = depth in ways[wanted]
+                found, at, rounds = (depth, deeper, rounds + 1) if there else (found, shallower, rounds + 1)
+            assert found == wanted
+            assert rounds <= abi.SEARCH_ROUNDS
 
 
 def changes_under_fire(datapath: Harness, guns: Guns, policies: Sequence[dict[Prefix, Verdict]], seen: Callable[[], bool]) -> int:
@@ -335,7 +330,7 @@ def changes_under_fire(datapath: Harness, guns: Guns, policies: Sequence[dict[Pr
     switches = 0
     while switches < ROUNDS or not seen():
         wanted = policies[switches % len(policies)]
-        datapath.rules.apply(wanted, datapath.rules.current().keys() - wanted.keys())
+        datapath.apply(wanted, datapath.prefixes.keys() - wanted.keys())
         switches += 1
         assert guns.running()
         assert switches < 20_000, "packets did not meet both policies"
@@ -351,7 +346,7 @@ def test_no_packet_meets_half_a_policy(datapath: Harness, shoot: Callable[..., G
              parse("203.0.113.0/24"): deny}  # fmt: skip
     second = {parse("10.1.0.0/16"): allow, parse("192.0.0.0/16"): allow, parse("192.0.2.1/32"): deny, parse("fd00::1/128"): allow,
               parse("fd00::/8"): deny, parse("203.0.113.1/32"): allow}  # fmt: skip
-    datapath.rules.apply(first, datapath.rules.current().keys() - first.keys())
+    datapath.apply(first, datapath.prefixes.keys() - first.keys())
     datapath.enforce()
     sources = ["10.1.2.3", "fd00::1", "192.0.2.1", "203.0.113.1"]
     before = datapath.totals_by_outcome()
@@ -376,70 +371,49 @@ def test_no_packet_meets_half_a_policy(datapath: Harness, shoot: Callable[..., G
     assert after[Outcome.DENIED_DROPPED].packets == int(shot.dropped.sum())
 
 
-def test_counters_under_fire(datapath: Harness, shoot: Callable[..., Guns], cpus: list[int]) -> None:
-    """A rule that stays through many switches loses no packet; one that comes and goes never has more than was sent."""
-    stays, comes = Prefix.parse("192.0.2.0/24"), Prefix.parse("203.0.113.0/24")
-    datapath.policy(deny=[str(stays)])
-    index = datapath.rules.index_of(stays)
-    assert index is not None
-    frames = [quick_frame(ipaddress.ip_address(source)) for source in ("192.0.2.1", "203.0.113.1")]
-    before = datapath.counters.rules()[index].copy()
-    with shoot(datapath, frames, cpus) as guns:
-
-        def counted() -> bool:
-            return bool(datapath.counters.rules()[index][0] > before[0])
-
-        changes_under_fire(datapath, guns, [{stays: Verdict.DENY, comes: Verdict.ALLOW}, {stays: Verdict.DENY}], counted)
-        shot = guns.stop()
-    counts = datapath.counters.rules()
-    assert (counts[index] - before).tolist() == [int(shot.sent[0]), int(shot.sent[0]) * len(frames[0])]
-    # When it is away, its counter is clear for the next.
-    datapath.rules.apply({}, datapath.rules.current().keys() & {comes})
-    assert datapath.counters.rules()[datapath.rules._free[0]].tolist() == [0, 0]
-
-
-def test_the_old_copy_is_left_alone_until_nobody_looks_into_it(datapath: Harness) -> None:
-    """While packets may still be under way with the old policy, that trie, its default and the counters of its rules are as they were."""
-    policy = {Prefix.parse("10.0.0.0/8"): Verdict.DENY, Prefix.parse("11.0.0.0/8"): Verdict.ALLOW}
-    datapath.rules.apply(policy, datapath.rules.current().keys() - policy.keys(), Verdict.LOG)
-    datapath.send(quick_frame(ipaddress.ip_address("10.0.0.1")))
-    index = datapath.rules.index_of(Prefix.parse("10.0.0.0/8"))
+def test_the_old_copy_is_left_alone_until_nobody_looks_into_it(datapath: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While packets may still be under way with the old policy, that copy and its default are as they were."""
+    policy = {Prefix.parse("10.0.0.0/8"): Verdict.DENY, Prefix.parse("11.0.0.0/24"): Verdict.ALLOW, Prefix.parse("fd00::/64"): Verdict.DENY}
+    datapath.apply(policy, datapath.prefixes.keys() - policy.keys(), Verdict.LOG)
+    datapath.rules.settle()
     old = datapath.control.policy_copy
-    waited = 0
+    before = content(datapath.rules._copies[old])
+    seen: list[bool] = []
 
     def grace() -> None:
-        nonlocal waited
-        waited += 1
-        assert datapath.control.policy_copy == 1 - old
-        tries = [{prefix: verdict for prefix, (_, verdict) in trie.items()} for trie in tries_of(datapath)]
-        assert tries[old] == policy
-        assert tries[1 - old] == {Prefix.parse("12.0.0.0/8"): Verdict.DENY}
-        assert datapath.control.default_of(old) is Verdict.LOG
-        assert datapath.control.default_of(1 - old) is Verdict.DENY
-        assert datapath.counters.rules()[index][0] == 1
+        wait_for_packets_under_way()
+        seen.append(datapath.control.policy_copy == 1 - old and content(datapath.rules._copies[old]) == before
+                    and datapath.rules._copies[old].head["default_verdict"] == abi.VERDICT_LOG)  # fmt: skip
 
-    datapath.rules._grace = grace
-    try:
-        datapath.rules.apply({Prefix.parse("12.0.0.0/8"): Verdict.DENY}, policy, Verdict.DENY)
-    finally:
-        datapath.rules._grace = wait_for_packets_under_way
-    assert waited == 1
-    assert datapath.control.default_of(old) is Verdict.DENY
-    assert datapath.counters.rules()[index][0] == 0
+    monkeypatch.setattr(datapath.rules, "_grace", grace)
+    for whole in (False, True):
+        datapath.apply({Prefix.parse("12.0.0.0/24"): Verdict.DENY}, policy, Verdict.DENY, whole=whole)
+        assert datapath.rules.default is Verdict.DENY
+        datapath.rules.settle()
+        assert seen == [True]
+        assert content(datapath.rules._copies[0]) == content(datapath.rules._copies[1]) != before
+        assert datapath.rules._copies[old].head["default_verdict"] == abi.VERDICT_DENY
+        seen.clear()
+        datapath.apply(policy, [Prefix.parse("12.0.0.0/24")], Verdict.LOG)
+        datapath.rules.settle()
+        assert seen == [False], "the other copy was at rest this time"
+        seen.clear()
+        old = datapath.control.policy_copy
+        before = content(datapath.rules._copies[old])
 
 
 def test_the_default_is_switched_with_the_lists(datapath: Harness, shoot: Callable[..., Guns], cpus: list[int]) -> None:
     """A source is allowed by name while the default denies, then by the default while its entry is gone: it is never denied."""
     listed = {Prefix.parse("203.0.113.0/24"): Verdict.ALLOW}
-    datapath.rules.apply(listed, datapath.rules.current().keys() - listed.keys(), Verdict.DENY)
+    datapath.apply(listed, datapath.prefixes.keys() - listed.keys(), Verdict.DENY)
     datapath.enforce()
     with shoot(datapath, [quick_frame(ipaddress.ip_address("203.0.113.1"))], cpus) as guns:
         before = datapath.totals_by_outcome()
         met: set[Outcome] = set()
         switches = 0
         while switches < ROUNDS or met < {Outcome.ALLOWED, Outcome.DEFAULT_ALLOWED}:
-            datapath.rules.apply({}, listed, Verdict.ALLOW)
-            datapath.rules.apply(listed, [], Verdict.DENY)
+            datapath.apply({}, listed, Verdict.ALLOW)
+            datapath.apply(listed, [], Verdict.DENY)
             switches += 2
             totals = datapath.totals_by_outcome()
             met = {outcome for outcome in totals if totals[outcome] != before[outcome]}

@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import gc
 import os
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from xdpmond.config import Config, Events, Tables
-from xdpmond.kernel import libbpf
+from xdpmond.errors import KernelError
+from xdpmond.kernel import libbpf, loader
 from xdpmond.kernel.datapath import NOTHING_KEPT, Datapath, Kept
-from xdpmond.model import Count, Outcome, Prefix, Verdict
+from xdpmond.kernel.links import LinkWatch
+from xdpmond.kernel.tables import POLICY_MAPS
+from xdpmond.model import AttachMode, Count, Mode, Prefix, Verdict
 
 from .harness import LOOPBACK
+from .namespaces import Namespace, ip
 from .packets import tcp
+from .plainpolicy import PlainPolicy
 
-SMALL = Config(tables=Tables(talkers=1024, prefixes=4096, rule_counters=1024), events=Events(ring_size=65536))
+SMALL = Config(tables=Tables(talkers=1024, rule_counters=1024), events=Events(ring_size=65536))
 LISTED = Prefix.parse("198.51.100.0/24")
 FRAME = tcp("198.51.100.1", 22)
 STRANGER = tcp("203.0.113.1", 22)
 
 
 class Store:
-    """A descriptor store that only remembers what it was told."""
+    """A descriptor store: what it keeps are descriptors of its own."""
 
     def __init__(self) -> None:
         self.kept: dict[str, int] = {}
 
     def keep(self, name: str, fd: int) -> None:
-        self.kept[name] = fd
+        self.forget(name)
+        self.kept[name] = os.dup(fd)
 
     def forget(self, name: str) -> None:
-        self.kept.pop(name, None)
+        if name in self.kept:
+            os.close(self.kept.pop(name))
 
     def next_start(self) -> Kept:
         """What a process started now would find: descriptors of its own of the same objects."""
@@ -40,8 +49,11 @@ class Store:
 
 
 @pytest.fixture
-def store() -> Store:
-    return Store()
+def store() -> Iterator[Store]:
+    made = Store()
+    yield made
+    for name in list(made.kept):
+        made.forget(name)
 
 
 @pytest.fixture
@@ -64,25 +76,112 @@ def send(datapath: Datapath, frame: bytes, repeat: int = 1) -> int:
 
 def test_the_same_build_goes_on_with_the_same_program(start: Callable[..., Datapath]) -> None:
     before = start()
-    before.apply_policy({LISTED: Verdict.DENY}, (), Verdict.LOG)
+    before.apply_policy(PlainPolicy({LISTED: Verdict.DENY}), None, Verdict.LOG)
     send(before, FRAME, 5)
     after = start(again=True)
     assert libbpf.program_id(after.loaded.programs["xdpmond"]) == libbpf.program_id(before.loaded.programs["xdpmond"])
-    assert after.rules.current() == {LISTED: Verdict.DENY}
-    assert after.rule_counts() == {LISTED: Count(5, 5 * len(FRAME))}
-    assert send(after, FRAME) == libbpf.XDP_DROP
+    assert after.took_over and not before.took_over
+    # The policy holds before the daemon has applied its own, which may be another one.
+    assert (send(after, FRAME), send(after, STRANGER)) == (libbpf.XDP_DROP, libbpf.XDP_PASS)
+    after.apply_policy(PlainPolicy({LISTED: Verdict.ALLOW}), None, Verdict.DENY)
+    assert (send(after, FRAME), send(after, STRANGER)) == (libbpf.XDP_PASS, libbpf.XDP_DROP)
 
 
-def test_counters_are_not_given_to_other_rules_when_the_tries_are_new(start: Callable[..., Datapath]) -> None:
+def test_no_compiler_is_needed_for_what_was_kept(start: Callable[..., Datapath], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor for tables of another size, which make another program of the same text."""
     before = start()
-    before.apply_policy({LISTED: Verdict.DENY}, (), Verdict.LOG)
-    send(before, FRAME, 777)
-    after = start(dataclasses.replace(SMALL, tables=dataclasses.replace(SMALL.tables, prefixes=8192)), again=True)
-    other = Prefix.parse("192.0.2.0/24")
-    after.apply_policy({other: Verdict.DENY}, (), Verdict.LOG)
-    assert after.rule_counts() == {other: Count()}
-    # What does not hang on an index goes on.
-    assert after.tallies().sourced == Count(777, 777 * len(FRAME))
+    monkeypatch.setattr(loader, "compile_code", None)
+    start(again=True)
+    after = start(dataclasses.replace(SMALL, tables=dataclasses.replace(SMALL.tables, talkers=2048)), again=True)
+    assert libbpf.program_id(after.loaded.programs["xdpmond"]) != libbpf.program_id(before.loaded.programs["xdpmond"])
+
+
+def test_a_program_on_other_maps_is_not_taken_for_ours(start: Callable[..., Datapath], store: Store) -> None:
+    """As when the daemon died while it moved the policy."""
+    before = start()
+    other = loader.load(before.build, {name: fd for name, fd in before.loaded.maps.items() if name not in POLICY_MAPS}, code=before.loaded.code)
+    for name, fd in other.programs.items():
+        store.keep(f"prog-{name}", fd)
+    after = start(again=True)
+    loader.close([*other.programs.values(), *(other.maps[name] for name in POLICY_MAPS)])
+    assert libbpf.program_maps(after.loaded.programs["xdpmond"]) == libbpf.program_maps(before.loaded.programs["xdpmond"])
+
+
+MANY = {Prefix.parse(f"11.{number >> 8}.{number & 255}.0/30"): Verdict.DENY for number in range(20_000)} | {LISTED: Verdict.DENY}
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_policy_that_outgrows_its_maps_moves(start: Callable[..., Datapath], store: Store) -> None:
+    datapath = start()
+    datapath.apply_policy(PlainPolicy({LISTED: Verdict.DENY}), None, Verdict.LOG)
+    send(datapath, FRAME, 3)
+    size, program = datapath.rules.size, libbpf.program_id(datapath.loaded.programs["xdpmond"])
+    opened = descriptors()
+    datapath.apply_policy(PlainPolicy(MANY), None, Verdict.ALLOW)
+    datapath.rules.settle()
+    assert descriptors() == opened
+    assert datapath.rules.size.buckets4 > size.buckets4
+    assert libbpf.program_id(datapath.loaded.programs["xdpmond"]) != program
+    for frame in (FRAME, tcp("11.0.7.2", 80), tcp("11.78.31.3", 80)):
+        assert send(datapath, frame) == libbpf.XDP_DROP
+    assert send(datapath, tcp("11.0.7.4", 80)) == send(datapath, STRANGER) == libbpf.XDP_PASS
+    assert datapath.tallies().sourced == Count(8, 8 * len(FRAME))
+    # Changes go on, the next daemon finds what it needs, and what has become small gets small maps again.
+    few = {prefix: verdict for prefix, verdict in MANY.items() if prefix != LISTED}
+    datapath.apply_policy(PlainPolicy(few), [LISTED], Verdict.ALLOW)
+    assert send(datapath, FRAME) == libbpf.XDP_PASS
+    after = start(again=True)
+    assert after.rules.size == datapath.rules.size
+    assert libbpf.program_id(after.loaded.programs["xdpmond"]) == libbpf.program_id(datapath.loaded.programs["xdpmond"])
+    assert send(after, tcp("11.0.7.2", 80)) == libbpf.XDP_DROP
+
+
+def test_a_move_that_fails_changes_nothing(start: Callable[..., Datapath], monkeypatch: pytest.MonkeyPatch) -> None:
+    datapath = start()
+    datapath.apply_policy(PlainPolicy({LISTED: Verdict.DENY}), None, Verdict.LOG)
+    before = dict(datapath.loaded.maps), dict(datapath.loaded.programs), datapath.rules.size
+    opened = descriptors()
+    for broken in ("load_xdp", "create_map"):
+        with monkeypatch.context() as context:
+            real, calls = getattr(libbpf, broken), []
+
+            def failing(*arguments: object, real: object = real, calls: list[int] = calls, **named: object) -> int:
+                calls.append(1)
+                if len(calls) == 2:
+                    raise libbpf.kernel_error(errno.ENOMEM, "no")
+                return real(*arguments, **named)  # type: ignore[operator, no-any-return]
+
+            context.setattr(libbpf, broken, failing)
+            with pytest.raises(KernelError):
+                datapath.apply_policy(PlainPolicy(MANY), None, Verdict.DENY)
+        assert (datapath.loaded.maps, datapath.loaded.programs, datapath.rules.size) == before
+        assert (send(datapath, FRAME), send(datapath, STRANGER)) == (libbpf.XDP_DROP, libbpf.XDP_PASS)
+        assert descriptors() == opened
+    datapath.apply_policy(PlainPolicy(MANY), None, Verdict.DENY)
+    assert send(datapath, STRANGER) == libbpf.XDP_DROP
+
+
+def test_a_move_under_way_of_packets(start: Callable[..., Datapath], namespace: Namespace) -> None:
+    """An attached program is exchanged: the link stays, and frames that arrive meet the new policy."""
+
+    def steps() -> None:
+        ip("link", "add", "xm-kern-a", "type", "veth", "peer", "name", "xm-kern-b")
+        watch = LinkWatch()
+        link = watch.links()["xm-kern-a"]
+        watch.close()
+        datapath = start()
+        attachment = datapath.attach(link, Mode.ENFORCE, AttachMode.AUTO)
+        before = libbpf.link_info(attachment.link)
+        datapath.apply_policy(PlainPolicy(MANY), None, Verdict.LOG)
+        after = libbpf.link_info(attachment.link)
+        assert before[0] == after[0] and before[1] != after[1] == libbpf.program_id(datapath.loaded.programs["xdpmond"])
+        assert datapath.is_attached("xm-kern-a")
+
+    namespace.call(steps)
 
 
 def test_what_an_old_table_held_unread_is_entered_when_its_size_changes(start: Callable[..., Datapath]) -> None:
@@ -106,26 +205,6 @@ def test_a_window_that_was_not_read_before_a_crash_is_read_once(start: Callable[
     assert after.control.tracked == Count(3, 3 * len(FRAME))
     assert [int(row["packets"]) for row in after.close_window()] == [2]
     assert after.control.tracked == Count(5, 5 * len(FRAME))
-
-
-def test_the_default_is_switched_with_the_lists(start: Callable[..., Datapath]) -> None:
-    datapath = start()
-    datapath.apply_policy({LISTED: Verdict.ALLOW}, (), Verdict.DENY)
-    assert (send(datapath, FRAME), send(datapath, STRANGER)) == (libbpf.XDP_PASS, libbpf.XDP_DROP)
-    # Between the switch and the end of the change, a packet meets the new default with the new lists.
-    actions: list[tuple[int, int]] = []
-    grace = datapath.rules._grace
-
-    def watched() -> None:
-        actions.append((send(datapath, FRAME), send(datapath, STRANGER)))
-        grace()
-
-    datapath.rules._grace = watched
-    datapath.apply_policy({}, [LISTED], Verdict.LOG)
-    assert actions == [(libbpf.XDP_PASS, libbpf.XDP_PASS)]
-    outcomes = {total.outcome for total in datapath.totals()}
-    assert outcomes == {Outcome.ALLOWED, Outcome.DEFAULT_DENIED_DROPPED, Outcome.DEFAULT_LOGGED}
-    assert datapath.control.default_of(0) is datapath.control.default_of(1) is Verdict.LOG
 
 
 def test_without_events_the_program_has_no_ring(start: Callable[..., Datapath]) -> None:

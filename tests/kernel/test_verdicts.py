@@ -219,7 +219,7 @@ REPORTED = {
 @pytest.mark.parametrize("enforce", [False, True])
 def test_verdict_and_action(datapath: Harness, enforce: bool, default: Verdict, listed: str) -> None:
     datapath.policy(**LISTED)
-    datapath.control.set_default(default)
+    datapath.default(default)
     datapath.enforce(enforce)
     if listed == "allow":
         expected = Outcome.ALLOWED
@@ -236,7 +236,7 @@ def test_verdict_and_action(datapath: Harness, enforce: bool, default: Verdict, 
 
 
 def test_frames_without_a_source_pass_in_the_strictest_mode(datapath: Harness) -> None:
-    datapath.control.set_default(Verdict.DENY)
+    datapath.default(Verdict.DENY)
     datapath.enforce()
     for name in ("ARP", "LLDP", "802.3", "three tags"):
         assert datapath.run(bytes(HEADERS[name][0])).action == libbpf.XDP_PASS
@@ -313,7 +313,7 @@ def test_essential_traffic(reachable: Harness, name: str) -> None:
 
     def outcome_of(enforce: bool, default: Verdict, **lists: list[str]) -> tuple[Outcome, int]:
         reachable.policy(**lists)
-        reachable.control.set_default(default)
+        reachable.default(default)
         reachable.enforce(enforce)
         seen = reachable.run(frame)
         assert len(seen.events) == (seen.outcome in REPORTED)
@@ -356,12 +356,9 @@ def test_the_totals_of_many_frames(datapath: Harness) -> None:
     datapath.enforce()
     frame = bytes(ether() / ip() / UDP53)
     before = datapath.totals_by_outcome()[Outcome.DENIED_DROPPED]
-    rule = datapath.rules.index_of(next(iter(datapath.rules.current())))
-    counted = datapath.counters.rules()[rule].copy()
     datapath.send(frame, repeat=1000)
     after = datapath.totals_by_outcome()[Outcome.DENIED_DROPPED] - before
     assert (after.packets, after.bytes) == (1000, 1000 * len(frame))
-    assert (datapath.counters.rules()[rule] - counted).tolist() == [1000, 1000 * len(frame)]
 
 
 def test_another_interface_has_a_slot_and_a_mode_of_its_own(datapath: Harness, namespace: Namespace) -> None:

@@ -9,14 +9,22 @@ import enum
 
 import numpy as np
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 MAX_SLOTS = 16
 WAYS = 4
 PORT_NONE = 0
 VLAN_NONE = 0xFFFF
 SEEN_SHIFT = 24
 SAMPLER_CELLS = 16384
-RULE_DEFAULT = 0
+SEARCH_STEPS = 16
+SEARCH_ROUNDS = 4
+BUCKET4 = 8
+BUCKET6 = 5
+DISPLACED = 3
+REF_LINE = 1 << 38
+REF_USED_SHIFT = 39
+TOPS = 65536
+TOP_DEEPER = 4
 
 CLASSES = 8
 FAMILIES = 3
@@ -30,6 +38,11 @@ FAMILY_IPV6 = 2
 VERDICT_ALLOW = 1
 VERDICT_LOG = 2
 VERDICT_DENY = 3
+
+CODE_NONE = 0
+CODE_ALLOW = 1
+CODE_DENY = 2
+CODE_DEEPER = 3
 
 PORT_TCP_LISTENS = 1
 PORT_UDP_LISTENS = 2
@@ -57,19 +70,34 @@ SLOT = np.dtype([("ifindex", "u4"), ("enforce", "u1"), ("number", "u1"), ("pad",
 CONTROL = np.dtype(
     [
         ("seed", "u8", 4), ("event_interval", "u8"), ("window", "u4"), ("read_window", "u4"), ("policy", "u4"),
-        ("default_verdict", "u4", 2), ("event_budget", "u4"), ("event_reserve", "u4"), ("ephemeral_first", "u2"), ("ephemeral_last", "u2"),
-        ("slots", SLOT, MAX_SLOTS),
+        ("talker_mask", "u4"), ("event_budget", "u4"), ("event_reserve", "u4"), ("ephemeral_first", "u2"), ("ephemeral_last", "u2"),
+        ("pad", "u4"), ("slots", SLOT, MAX_SLOTS),
     ]
 )  # fmt: skip
 LEDGER_HALF = np.dtype([("packets", "u8"), ("bytes", "u8"), ("window", "u4"), ("pad", "u4")])
 LEDGER = np.dtype(
     [
-        ("abi_version", "u4"), ("cpus", "u4"), ("sets", "u4"), ("generation", "u4"), ("build", "u8"), ("started", "u8"),
-        ("window_started", "u8"), ("half", LEDGER_HALF, 2),
+        ("abi_version", "u4"), ("cpus", "u4"), ("sets", "u4"), ("generation", "u4"), ("attributing", "u4"), ("pad", "u4"),
+        ("build", "u8"), ("started", "u8"), ("window_started", "u8"), ("half", LEDGER_HALF, 2),
     ]
 )  # fmt: skip
-PREFIX = np.dtype([("length", "u4"), ("family", ">u4"), ("address", "u1", 16)])
-RULE = np.dtype([("index", "u4"), ("verdict", "u4")])
+STEP = np.dtype([("depth", "u1"), ("deeper", "u1"), ("shallower", "u1"), ("pad", "u1")])
+POLICY = np.dtype(
+    [
+        ("default_verdict", "u4"), ("first_line", "u4"), ("first4", "u4"), ("mask4", "u4"), ("first6", "u4"), ("mask6", "u4"),
+        ("root", "u4"), ("pad", "u4"), ("steps", STEP, SEARCH_STEPS),
+    ]
+)  # fmt: skip
+LINE = np.dtype([("codes", "u8", 8)])
+BUCKET4_TYPE = np.dtype([("ref", "u8", BUCKET4)])
+NODE = np.dtype([("high", "u8"), ("low", "u8"), ("ref", "u8")])
+BUCKET6_TYPE = np.dtype([("node", NODE, BUCKET6), ("pad", "u8")])
+RULE_COUNT = np.dtype(
+    [
+        ("address", "u1", 16), ("family", "u1"), ("length", "u1"), ("partial", "u1"), ("used", "u1"), ("pad", "u1", 4), ("packets", "u8"),
+        ("bytes", "u8"),
+    ]
+)  # fmt: skip
 TALKER = np.dtype(
     [
         ("source", "u1", 16), ("port", "u2"), ("protocol", "u1"), ("family", "u1"), ("window", "u4"), ("bytes", "u8", 2),
@@ -87,14 +115,15 @@ BUDGET = np.dtype([("second", "u4"), ("spent", "u4"), ("unknown", "u4"), ("pad",
 SAMPLER = np.dtype([("tag", "u8"), ("last", "u8"), ("suppressed", "u8"), ("pad", "u8")])
 EVENT = np.dtype(
     [
-        ("timestamp", "u8"), ("source", "u1", 16), ("destination", "u1", 16), ("rule", "u4"), ("packet_size", "u4"), ("suppressed", "u4"),
+        ("timestamp", "u8"), ("source", "u1", 16), ("destination", "u1", 16), ("packet_size", "u4"), ("suppressed", "u4"),
         ("flow_hash", "u4"), ("source_port", "u2"), ("destination_port", "u2"), ("vlan", "u2"), ("slot", "u1"), ("family", "u1"),
-        ("protocol", "u1"), ("outcome", "u1"), ("has_ports", "u1"), ("tcp_flags", "u1"), ("pad", "u1", 4),
+        ("protocol", "u1"), ("outcome", "u1"), ("has_ports", "u1"), ("tcp_flags", "u1"),
     ]
 )  # fmt: skip
 
 STRUCTS = {
-    "xm_count": COUNT, "xm_slot": SLOT, "xm_control": CONTROL, "xm_ledger_half": LEDGER_HALF, "xm_ledger": LEDGER, "xm_prefix": PREFIX,
-    "xm_rule": RULE, "xm_talker": TALKER, "xm_set": SET, "xm_tallies": TALLIES, "xm_budget": BUDGET, "xm_sampler": SAMPLER,
+    "xm_count": COUNT, "xm_slot": SLOT, "xm_control": CONTROL, "xm_ledger_half": LEDGER_HALF, "xm_ledger": LEDGER, "xm_step": STEP,
+    "xm_policy": POLICY, "xm_line": LINE, "xm_bucket4": BUCKET4_TYPE, "xm_node": NODE, "xm_bucket6": BUCKET6_TYPE,
+    "xm_rule_count": RULE_COUNT, "xm_talker": TALKER, "xm_set": SET, "xm_tallies": TALLIES, "xm_budget": BUDGET, "xm_sampler": SAMPLER,
     "xm_event": EVENT,
 }  # fmt: skip

@@ -1,16 +1,16 @@
 """The compiler child: the only code that imports bcc.
 
-Importing bcc maps LLVM, about 77 MB and more after a compile, never given back. So a process of its own compiles, loads through libbpf,
-passes the descriptors of programs and maps back over a socket (SCM_RIGHTS), and exits. Run as `python3 -m xdpmond.kernel.compile FD`;
-`kernel.loader` is its one caller, and describes what travels over the socket.
+Importing bcc maps LLVM, about 77 MB and more after a compile, never given back. So a process of its own compiles, writes the programs'
+instructions to its standard output, and exits. Run as `python3 -m xdpmond.kernel.compile`, with a request as JSON on its standard input;
+`kernel.loader` is its one caller, and describes what travels.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-import socket
 import sys
 import sysconfig
 import tempfile
@@ -31,17 +31,25 @@ def _shim(directory: Path, scratch: Path) -> Path:
     return tree
 
 
-def _reuse_maps(instructions: bytes, replace: dict[int, int]) -> bytes:
-    """Point each load of a map's address at another descriptor."""
-    code = bytearray(instructions)
+def _source(directory: Path, name: str) -> str:
+    """A source with our own headers in the place of their #include: BCC rewrites uses of maps in the main file alone."""
+    lines = []
+    for number, line in enumerate((directory / name).read_text().splitlines(), 1):
+        header = re.fullmatch(r'#include "(\w+\.h)"', line)
+        lines += [f'#line 1 "{header[1]}"', _source(directory, header[1]), f'#line {number + 1} "{name}"'] if header else [line]
+    return "\n".join(lines)
+
+
+def _map_loads(code: bytes, names: dict[int, str]) -> list[tuple[int, str]]:
+    """Where the instructions load a map's address, and of which map."""
+    loads = []
     for at in range(0, len(code), 8):
         if code[at] == _LOAD_IMMEDIATE_64 and code[at + 1] >> 4 == _BPF_PSEUDO_MAP_FD:
-            fd = int.from_bytes(code[at + 4 : at + 8], "little")
-            code[at + 4 : at + 8] = replace.get(fd, fd).to_bytes(4, "little")
-    return bytes(code)
+            loads.append((at, names[int.from_bytes(code[at + 4 : at + 8], "little")]))
+    return loads
 
 
-def _compile(request: dict, kept: dict[str, int]) -> tuple[dict, list[int]]:
+def _compile(request: dict) -> tuple[dict, bytes]:
     directory = Path(request["directory"])
     with tempfile.TemporaryDirectory(prefix="xdpmond-") as scratch:
         os.environ["BCC_KERNEL_SOURCE"] = str(_shim(directory, Path(scratch)))
@@ -52,31 +60,30 @@ def _compile(request: dict, kept: dict[str, int]) -> tuple[dict, list[int]]:
         multiarch = sysconfig.get_config_var("MULTIARCH") or "x86_64-linux-gnu"
         flags = ["-D__LINUX_BPF_H__", f"-I/usr/include/{multiarch}", f"-I{directory}", "-Werror=implicit-function-declaration"]
         try:
-            module = BPF(text=(directory / request["source"]).read_text(), cflags=flags + request["defines"])
+            module = BPF(text=_source(directory, request["source"]), cflags=flags + request["defines"])
         except Exception as error:  # bcc raises bare Exception; clang has written its reasons to our standard error
             raise KernelError(f"the packet path does not compile: {error}") from None
-        fresh = {name: module[name].map_fd for name in request["maps"]}
-        same = {name for name, fd in fresh.items() if name in kept and libbpf.map_info(kept[name]) == libbpf.map_info(fd)}
-        for group in request["together"]:
-            same -= set() if same.issuperset(group) else set(group)
-        maps = {name: kept[name] if name in same else fd for name, fd in fresh.items()}
-        replace = {fresh[name]: maps[name] for name in fresh}
-        frags = "-DXM_FRAGS" in request["defines"]
-        programs = [libbpf.load_xdp(_reuse_maps(module.dump_func(name), replace), name, frags=frags) for name in request["programs"]]
-        return {"reused": sorted(same)}, programs + list(maps.values())
+        maps = {name: module[name].map_fd for name in request["maps"]}
+        names = {fd: name for name, fd in maps.items()}
+        codes = {name: module.dump_func(name) for name in request["programs"]}
+        head = {
+            "maps": {name: libbpf.map_info(fd) for name, fd in maps.items()},
+            "programs": {name: {"size": len(code), "loads": _map_loads(code, names)} for name, code in codes.items()},
+        }
+        return head, b"".join(codes.values())
 
 
 def main() -> int:
-    with socket.socket(fileno=int(sys.argv[1])) as channel:
-        message, descriptors, _, _ = socket.recv_fds(channel, 1 << 16, 64)
-        request = json.loads(message)
-        try:
-            reply, answer = _compile(request, dict(zip(request["kept"], descriptors, strict=True)))
-        except KernelError as error:
-            socket.send_fds(channel, [json.dumps({"error": error.message, "hint": error.hint}).encode()], [])
-            return 1
-        socket.send_fds(channel, [json.dumps(reply).encode()], answer)
-    return 0
+    # What BCC prints must not get between the lines of our answer.
+    answer = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    try:
+        head, codes = _compile(json.load(sys.stdin))
+    except KernelError as error:
+        head, codes = {"error": error.message, "hint": error.hint}, b""
+    with answer:
+        answer.write(json.dumps(head).encode() + b"\n" + codes)
+    return 1 if "error" in head else 0
 
 
 if __name__ == "__main__":

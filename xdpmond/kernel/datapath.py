@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..config import Config
 from ..errors import KernelError
-from ..model import AttachMode, Count, Mode, Prefix, Total, Verdict
+from ..model import AttachMode, Mode, Prefix, Total, Verdict
 from ..rows import count_of, merge
 from . import abi, libbpf, loader
 from .attach import Attached, attach, layer_of
@@ -24,8 +24,10 @@ from .costs import costs
 from .events import EventRing
 from .links import Link
 from .maps import Control, Counters, Tallies, cells, realtime_at_monotonic_zero, wait_for_packets_under_way
-from .rules import RuleTries
+from .rules import PolicyTable, PolicyTooLarge
+from .tables import POLICY_MAPS, SMALLEST_POLICY, make, policy_tables
 from .talkers import TalkerTable
+from .verdicts import Verdicts
 
 
 class Store(Protocol):
@@ -43,11 +45,12 @@ class Kept:
     programs: Mapping[str, int]
     maps: Mapping[str, int]
     links: tuple[int, ...]
+    code: int | None = None
 
     @classmethod
     def of(cls, stored: Iterable[tuple[str, int]]) -> Kept:
         """Sort (name, descriptor) pairs as `keep` was given them; close what has a name of ours no more."""
-        programs, maps, links = {}, {}, []
+        programs, maps, links, code = {}, {}, [], None
         for name, fd in stored:
             kind, _, rest = name.partition("-")
             if kind == "prog" and rest not in programs:
@@ -56,9 +59,11 @@ class Kept:
                 maps[rest] = fd
             elif kind == "link":
                 links.append(fd)
+            elif kind == "code" and code is None:
+                code = fd
             else:
                 os.close(fd)
-        return cls(programs, maps, tuple(links))
+        return cls(programs, maps, tuple(links), code)
 
 
 NOTHING_KEPT = Kept({}, {}, ())
@@ -85,11 +90,13 @@ class Datapath:
         self.build = build
         self.took_over = took_over
         self._store = store
-        self.control = Control(loaded.maps, fresh=fresh, identity=loaded.identity, cpus=build.cpus, sets=build.sets)
-        self.counters = Counters(loaded.maps, cpus=build.cpus, rule_cells=build.rule_cells)
-        self.rules = RuleTries(loaded.maps, self.control, self.counters, wait_for_packets_under_way)
+        self.control = Control(loaded.maps, fresh=fresh, identity=loaded.code.identity, cpus=build.cpus, sets=build.sets)
+        self.counters = Counters(loaded.maps, cpus=build.cpus)
+        size = loader.kept_policy_size(loaded.maps) or SMALLEST_POLICY
+        open_policy = PolicyTable if "policy" in loaded.reused else PolicyTable.new
+        self.rules = open_policy(loaded.maps, size, self.control, wait_for_packets_under_way)
         self.talkers = TalkerTable(loaded.maps["talkers"], cpus=build.cpus, sets=build.sets)
-        self.ring = EventRing(loaded.maps["events"]) if build.ring_pages else None
+        self.ring = EventRing(loaded.maps["events"]) if build.ring_bytes else None
         self._attached: dict[str, Attachment] = {}
         self._slot_names: dict[int, str] = {}
         self._retired: _Retired | None = None
@@ -97,19 +104,18 @@ class Datapath:
 
     @classmethod
     def open(cls, config: Config, kept: Kept, store: Store) -> Datapath:
-        """Go on with what was kept if it is the same program; else load a new one, which takes over the maps whose layout is unchanged
-        and is then put in the place of the old one by updating its links."""
+        """Go on with what was kept if it is the same program; else load a new one, onto the maps whose layout is unchanged, which is then put
+        in the place of the old one by updating its links. The kept policy holds until `apply_policy` is called."""
         if os.uname().machine != "x86_64":
             # kernel/talkers.py reads what another CPU writes, and counts on seeing its stores in their order.
             raise KernelError(f"xdpmond runs on x86-64 so far; this machine is {os.uname().machine}")
         build = loader.Build.of(config)
-        identity = build.identity(loader.source_directory())
         usable = dict(kept.maps) if _same_abi(kept.maps) else {}
-        complete = set(build.maps) <= set(usable) and set(loader.PROGRAMS) <= set(kept.programs)
-        if complete and _ledger_build(usable) == identity:
-            loaded = loader.Loaded(dict(kept.programs), {name: usable[name] for name in build.maps}, frozenset(build.maps), identity)
-        else:
-            loaded = loader.load(build, {name: fd for name, fd in usable.items() if name in build.maps})
+        code = loader.Code.kept(kept.code) if kept.code is not None else None
+        loaded = loader.load(build, {name: fd for name, fd in usable.items() if name in build.maps}, code=code)
+        if loaded.reused == set(build.maps) and _same_programs(kept.programs, loaded):
+            loader.close(loaded.programs.values())
+            loaded.programs = dict(kept.programs)
         fresh = "control" not in loaded.reused
         retired = None if fresh or "talkers" in loaded.reused else _Retired.of(usable)
         datapath = cls(config, loaded, build, store, fresh=fresh, took_over=not fresh)
@@ -118,8 +124,10 @@ class Datapath:
                  keep_open=loaded.reused | ({"talkers"} if retired else set()))  # fmt: skip
         _replace(store, "prog", kept.programs, {name: fd for name, fd in loaded.programs.items() if kept.programs.get(name) != fd},
                  keep_open={name for name, fd in loaded.programs.items() if kept.programs.get(name) == fd})  # fmt: skip
-        if not fresh:
-            datapath.rules.adopt()
+        if loaded.code is not code:
+            _keep_code(store, loaded.code)
+        if kept.code is not None:
+            os.close(kept.code)
         return datapath
 
     def configure(self, config: Config) -> None:
@@ -209,18 +217,41 @@ class Datapath:
 
     # Policy
 
-    def apply_policy(self, set_: Mapping[Prefix, Verdict], delete: Iterable[Prefix], default: Verdict) -> None:
-        self.rules.apply(set_, delete, default)
+    def apply_policy(self, policy: Verdicts, touched: Sequence[Prefix] | None, default: Verdict) -> None:
+        """Let packets see this policy and default. `touched` are the prefixes by which it differs from the last one, None: all may."""
+        try:
+            self.rules.apply(policy, touched, default)
+        except PolicyTooLarge as needed:
+            self._move_policy(needed, default)
 
-    def rule_counts(self) -> dict[Prefix, Count]:
-        """Packets and bytes of each rule that has a counter."""
-        counts = self.counters.rules()
-        found = {}
-        for prefix in self.rules.current():
-            index = self.rules.index_of(prefix)
-            if index is not None and index < len(counts):
-                found[prefix] = Count(int(counts[index][0]), int(counts[index][1]))
-        return found
+    def _move_policy(self, needed: PolicyTooLarge, default: Verdict) -> None:
+        """Into maps of another size: fill them, load the program onto them, and put it in the place of the one that runs, which for a packet is
+        one step. If something fails, all is as it was."""
+        maps: dict[str, int] = {}
+        try:
+            for name, table in policy_tables(needed.size).items():
+                maps[name] = make(name, table)
+            rules = PolicyTable.new(maps, needed.size, self.control, wait_for_packets_under_way)
+            rules.begin(needed.built, default)
+            programs = self.loaded.code.load(self.loaded.maps | maps)
+        except BaseException:
+            loader.close(maps.values())
+            raise
+        for attachment in self._attached.values():
+            libbpf.update_link(attachment.link, programs[_PROGRAM_OF_LAYER[attachment.layer]])
+        old_rules, self.rules = self.rules, rules
+        old = [(f"map-{name}", self.loaded.maps[name]) for name in maps]
+        old += [(f"prog-{name}", fd) for name, fd in self.loaded.programs.items()]
+        self.loaded.maps.update(maps)
+        self.loaded.programs = programs
+        for name, fd in old:
+            self._store.forget(name)
+        for name in POLICY_MAPS:
+            self._store.keep(f"map-{name}", maps[name])
+        for name, fd in programs.items():
+            self._store.keep(f"prog-{name}", fd)
+        old_rules.close()
+        loader.close(fd for _, fd in old)
 
     # Numbers
 
@@ -264,12 +295,13 @@ class Datapath:
             "talkers_capacity": self.talkers.capacity,
             "talkers_occupied": self.talkers.occupied(self.control.window),
             "maps": list(costs(self.loaded.maps)),
-            "prefixes_capacity": self.build.prefixes,
+            "policy_size": self.rules.size._asdict(),
             "rule_cells": self.build.rule_cells,
         }
 
     def close(self) -> None:
         """Give everything up. Where no store holds the links, this detaches."""
+        self.rules.close()
         for name in list(self._attached):
             attachment = self._attached.pop(name)
             with contextlib.suppress(OSError):
@@ -326,6 +358,15 @@ def _same_abi(maps: Mapping[str, int]) -> bool:
     return ledger is not None and int(ledger["abi_version"]) == abi.ABI_VERSION
 
 
-def _ledger_build(maps: Mapping[str, int]) -> int:
-    ledger = _ledger(maps)
-    return 0 if ledger is None else int(ledger["build"])
+def _same_programs(kept: Mapping[str, int], loaded: loader.Loaded) -> bool:
+    """Are the kept programs what was just loaded, on the same maps?"""
+    if set(kept) != set(loaded.programs) or int(_ledger(loaded.maps)["build"]) != loaded.code.identity:  # type: ignore[index]
+        return False
+    return all(libbpf.program_maps(kept[name]) == libbpf.program_maps(fd) for name, fd in loaded.programs.items())
+
+
+def _keep_code(store: Store, code: loader.Code) -> None:
+    store.forget("code-xdpmond")
+    fd = code.keep()
+    store.keep("code-xdpmond", fd)
+    os.close(fd)

@@ -85,7 +85,8 @@ class _MapInfo(c.Structure):
 
 class _ProgInfo(c.Structure):
     _fields_ = [("type", c.c_uint32), ("id", c.c_uint32), ("tag", c.c_uint8 * 8), ("jited_prog_len", c.c_uint32),
-                ("xlated_prog_len", c.c_uint32)]  # fmt: skip
+                ("xlated_prog_len", c.c_uint32), ("jited_prog_insns", c.c_uint64), ("xlated_prog_insns", c.c_uint64),
+                ("load_time", c.c_uint64), ("created_by_uid", c.c_uint32), ("nr_map_ids", c.c_uint32), ("map_ids", c.c_uint64)]  # fmt: skip
 
 
 class _LinkInfo(c.Structure):
@@ -185,7 +186,8 @@ def map_info(fd: int) -> tuple[int, int, int, int, int]:
 def create_map(kind: int, name: str, *, key_size: int = 4, value_size: int, entries: int, flags: int = 0) -> int:
     """Make a map; return its descriptor."""
     opts = _MapCreateOpts(sz=c.sizeof(_MapCreateOpts), map_flags=flags)
-    return _check(_lib().bpf_map_create(kind, name.encode(), key_size, value_size, entries, c.byref(opts)), f"make the map {name}")
+    return _check(_lib().bpf_map_create(kind, name.encode(), key_size, value_size, entries, c.byref(opts)), f"make the map {name}, {entries} times {value_size} bytes",
+                  hint="smaller tables need less: see [tables] in xdpmond.toml(5)" if entries > 1 else "")  # fmt: skip
 
 
 def program_by_id(number: int) -> int:
@@ -200,6 +202,20 @@ def program_id(fd: int) -> int:
 def instruction_count(fd: int) -> int:
     """Instructions after the verifier's rewriting."""
     return _info(fd, _ProgInfo, "read a program's description").xlated_prog_len // 8
+
+
+def program_maps(fd: int) -> set[int]:
+    """The ids of the maps that a program uses."""
+    count = _info(fd, _ProgInfo, "read a program's description").nr_map_ids
+    ids = (c.c_uint32 * count)()
+    info = _ProgInfo(nr_map_ids=count, map_ids=c.addressof(ids))
+    size = c.c_uint32(c.sizeof(info))
+    _check(_lib().bpf_obj_get_info_by_fd(fd, c.byref(info), c.byref(size)), "read a program's maps")
+    return set(ids[: info.nr_map_ids])
+
+
+def map_id(fd: int) -> int:
+    return _info(fd, _MapInfo, "read a map's description").id
 
 
 def link_info(fd: int) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
-"""Get the packet path into the kernel: from the descriptor store if it is there and unchanged, else through the compiler child.
+"""Get the packet path into the kernel: its instructions from the compiler child, or kept from before; maps made here; programs on these maps.
 
-`Build` is what the configuration asks of the program, and its `identity` (a hash of the sources and of the definitions) tells whether a
-program that is already loaded is that one.
+`Build` is what the configuration asks for. `Code` is the program text: its `identity` (a hash of the sources and of the definitions) tells
+whether one that was kept is that of these sources. It knows no sizes, so that one text serves tables of any size.
 """
 
 from __future__ import annotations
@@ -10,23 +10,20 @@ import contextlib
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import Config
 from ..errors import KernelError
 from . import abi, libbpf
+from .tables import POLICY_MAPS, SMALLEST_POLICY, PolicySize, Table, make, policy_tables, tables
 
 PROGRAMS = ("xdpmond", "xdpmond_ip")
 """For links with an Ethernet header, and for links whose frames start with the IP header."""
 
-_ALWAYS = ("control", "ledger", "talkers", "ports", "policy_0", "policy_1", "totals", "rules", "tallies", "packet")
-_WITH_EVENTS = ("budget", "sampler", "events")
-_TOGETHER = (("policy_0", "policy_1", "rules"),)
-"""Maps that are kept all or none: a rule's counter is found by an index that the tries hold."""
 _COMPILE_TIMEOUT = 60.0  # seconds; it takes one, and half a minute under emulation
 
 
@@ -43,45 +40,39 @@ def source_directory() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What is compiled in."""
+    """What the configuration asks of the packet path."""
 
     cpus: int
     sets: int
     """Sets of the talker table in each CPU's slice, a power of two."""
-    prefixes: int
     rule_cells: int
-    ring_pages: int
+    ring_bytes: int
     """0: no events, and no instruction for them."""
     frags: bool
 
     @classmethod
     def of(cls, config: Config) -> Build:
+        cpus = libbpf.possible_cpus()
         return cls(
-            cpus=libbpf.possible_cpus(),
-            sets=config.tables.talkers // abi.WAYS,
-            prefixes=config.tables.prefixes,
+            cpus=cpus,
+            sets=config.tables.talkers_of_a_cpu(cpus) // abi.WAYS,
             rule_cells=config.tables.rule_counters,
-            ring_pages=config.events.ring_size // 4096 if config.events.enable else 0,
+            ring_bytes=config.events.ring_size if config.events.enable else 0,
             frags=libbpf.has_frags(),
         )
 
     @property
     def defines(self) -> list[str]:
-        defines = [
-            f"-DXM_CPUS={self.cpus}",
-            f"-DXM_SETS={self.sets}",
-            f"-DXM_PREFIXES={self.prefixes}",
-            f"-DXM_RULE_CELLS={self.rule_cells}",
-        ]
-        if self.ring_pages:
-            defines += ["-DXM_EVENTS", f"-DXM_RING_PAGES={self.ring_pages}"]
-        if self.frags:
-            defines.append("-DXM_FRAGS")
-        return defines
+        return ["-DXM_EVENTS"] * bool(self.ring_bytes) + ["-DXM_FRAGS"] * self.frags
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """The maps but for those of the policy."""
+        return tables(cpus=self.cpus, sets=self.sets, rule_cells=self.rule_cells, ring_bytes=self.ring_bytes)
 
     @property
     def maps(self) -> tuple[str, ...]:
-        return _ALWAYS + (_WITH_EVENTS if self.ring_pages else ())
+        return (*self.tables, *POLICY_MAPS)
 
     def identity(self, directory: Path) -> int:
         digest = hashlib.sha256(json.dumps([abi.ABI_VERSION, self.defines]).encode())
@@ -91,69 +82,154 @@ class Build:
 
 
 @dataclass(frozen=True, slots=True)
+class Code:
+    """The programs' instructions, and where in them a map's address is loaded."""
+
+    identity: int
+    frags: bool
+    programs: Mapping[str, bytes]
+    loads: Mapping[str, list[tuple[int, str]]]
+    """By program: offset in bytes, name of the map."""
+
+    def load(self, maps: Mapping[str, int]) -> dict[str, int]:
+        """The programs, loaded onto these maps. Raises KernelError with what the verifier said."""
+        loaded: dict[str, int] = {}
+        try:
+            for name, text in self.programs.items():
+                instructions = bytearray(text)
+                for at, of in self.loads[name]:
+                    instructions[at + 4 : at + 8] = maps[of].to_bytes(4, "little")
+                loaded[name] = libbpf.load_xdp(bytes(instructions), name, frags=self.frags)
+        except BaseException:
+            close(loaded.values())
+            raise
+        return loaded
+
+    def keep(self) -> int:
+        """Write it to a file in memory, for the descriptor store."""
+        fd = os.memfd_create("xdpmond-code")
+        head = {"identity": self.identity, "frags": self.frags, "loads": dict(self.loads),
+                "sizes": {name: len(text) for name, text in self.programs.items()}}  # fmt: skip
+        with open(fd, "wb", closefd=False) as file:
+            file.write(json.dumps(head).encode() + b"\n" + b"".join(self.programs.values()))
+        return fd
+
+    @classmethod
+    def kept(cls, fd: int) -> Code | None:
+        """What `keep` wrote; None if it is not understood."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            text = os.pread(fd, os.fstat(fd).st_size, 0)
+            line, _, rest = text.partition(b"\n")
+            head = json.loads(line)
+            return cls(head["identity"], head["frags"], _cut(rest, head["sizes"]), head["loads"])
+        return None
+
+
+def _cut(text: bytes, sizes: Mapping[str, int]) -> dict[str, bytes]:
+    found, at = {}, 0
+    for name, size in sizes.items():
+        found[name] = text[at : at + size]
+        at += size
+    if at != len(text):
+        raise ValueError(f"{len(text)} bytes of instructions where {at} were said")
+    return found
+
+
+@dataclass(slots=True)
 class Loaded:
     """Descriptors of the loaded programs and their maps, and the names of the maps that were kept from before."""
 
+    code: Code
     programs: dict[str, int]
     maps: dict[str, int]
     reused: frozenset[str]
-    identity: int
 
     def close(self) -> None:
-        for fd in {*self.programs.values(), *self.maps.values()}:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        close({*self.programs.values(), *self.maps.values()})
 
 
-def load(build: Build, kept: dict[str, int] | None = None) -> Loaded:
-    """Compile and load in a child; maps in `kept` whose definition is unchanged go on in use. Takes a second: call it in a thread.
+def load(build: Build, kept: Mapping[str, int] | None = None, policy: PolicySize = SMALLEST_POLICY, code: Code | None = None) -> Loaded:
+    """Maps in `kept` whose definition is unchanged go on in use, those of the policy together and whatever their size; the others are made, and
+    the program is loaded onto them. Compiles, which takes a second, unless `code` is of these sources: call it in a thread.
 
     Raises KernelError with what clang or the verifier said.
     """
-    kept = kept or {}
     directory = source_directory()
-    request = {
-        "directory": str(directory), "source": "xdpmond.bpf.c", "defines": build.defines, "maps": build.maps, "programs": PROGRAMS,
-        "kept": list(kept), "together": _TOGETHER,
-    }  # fmt: skip
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if code is None or code.identity != build.identity(directory):
+        code = compile_code(build, directory)
+    maps, reused = _maps(build, kept or {}, policy)
+    try:
+        return Loaded(code, code.load(maps), maps, reused)
+    except BaseException:
+        close(fd for name, fd in maps.items() if name not in reused)
+        raise
+
+
+def _maps(build: Build, kept: Mapping[str, int], policy: PolicySize) -> tuple[dict[str, int], frozenset[str]]:
+    wanted = build.tables | policy_tables(kept_policy_size(kept) or policy)
+    same = {name for name, table in wanted.items() if name in kept and libbpf.map_info(kept[name]) == table}
+    if not same.issuperset(POLICY_MAPS):
+        same -= set(POLICY_MAPS)
+    maps: dict[str, int] = {}
+    try:
+        for name, table in wanted.items():
+            maps[name] = kept[name] if name in same else make(name, table)
+    except BaseException:
+        close(fd for name, fd in maps.items() if name not in same)
+        raise
+    return maps, frozenset(same)
+
+
+def kept_policy_size(maps: Mapping[str, int]) -> PolicySize | None:
+    """How large the policy's maps are, if all of them are there."""
+    if not set(POLICY_MAPS) <= set(maps):
+        return None
+    return PolicySize(*(libbpf.map_info(maps[name])[3] // 2 for name in POLICY_MAPS[1:]))
+
+
+def compile_code(build: Build, directory: Path) -> Code:
+    """Compile in a child. Raises KernelError with what clang said."""
+    request = {"directory": str(directory), "source": "xdpmond.bpf.c", "defines": build.defines, "maps": build.maps, "programs": PROGRAMS}
     # The child finds this package where we found it, installed or not.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "xdpmond.kernel.compile", str(theirs.fileno())]
-    with (
-        ours,
-        subprocess.Popen(
-            command,
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=environment,
-        ) as child,
-    ):
-        theirs.close()
-        ours.settimeout(_COMPILE_TIMEOUT)
-        try:
-            socket.send_fds(ours, [json.dumps(request).encode()], list(kept.values()))
-            message, descriptors, _, _ = socket.recv_fds(ours, 1 << 16, 64)
-        except (TimeoutError, OSError) as error:
-            message, descriptors = b"", []
-            reason = f"the compiler child does not answer: {error}"
-        else:
-            reason = "the compiler child ended without an answer"
-        if not message:
-            child.kill()
-        said = child.stderr.read().decode(errors="replace").strip() if child.stderr else ""
-    if not message:
-        raise KernelError(reason, hint=_telling_lines(said))
-    reply = json.loads(message)
-    if "error" in reply:
-        raise KernelError(reply["error"], hint=reply["hint"] or _telling_lines(said))
-    for fd in descriptors:
-        os.set_inheritable(fd, False)
-    programs = dict(zip(PROGRAMS, descriptors, strict=False))
-    maps = dict(zip(build.maps, descriptors[len(PROGRAMS) :], strict=True))
-    return Loaded(programs, maps, frozenset(reply["reused"]), build.identity(directory))
+    command = [sys.executable, "-m", "xdpmond.kernel.compile"]
+    try:
+        child = subprocess.run(
+            command, input=json.dumps(request).encode(), capture_output=True, timeout=_COMPILE_TIMEOUT, env=environment, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise KernelError(f"the compiler child gave no answer in {_COMPILE_TIMEOUT:.0f} s") from None
+    except OSError as error:
+        raise KernelError(f"the compiler child cannot be started: {error.strerror}") from None
+    said = child.stderr.decode(errors="replace").strip()
+    line, _, rest = child.stdout.partition(b"\n")
+    if not line:
+        raise KernelError(f"the compiler child ended without an answer, by {_end(child.returncode)}", hint=_telling_lines(said))
+    answer = json.loads(line)
+    if "error" in answer:
+        raise KernelError(answer["error"], hint=answer["hint"] or _telling_lines(said))
+    for name, table in (build.tables | policy_tables(SMALLEST_POLICY)).items():
+        type_, key_size, value_size, _, flags = answer["maps"][name]
+        # clang knows of the policy's struct alone, without the array at its end.
+        expected = abi.POLICY.itemsize if name == "policy" else table.value_size
+        if (type_, key_size, value_size, flags) != (table.type, table.key_size, expected, table.flags):
+            raise KernelError(f"the map {name} is {answer['maps'][name]} in the sources, and {tuple(table)} here", hint="a mixed installation?")
+    programs = answer["programs"]
+    return Code(
+        build.identity(directory), build.frags, _cut(rest, {name: program["size"] for name, program in programs.items()}),
+        {name: program["loads"] for name, program in programs.items()},
+    )  # fmt: skip
+
+
+def _end(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"exit status {status}"
+
+
+def close(descriptors: Iterable[int]) -> None:
+    """Whether they are open or not."""
+    for fd in list(descriptors):
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
 
 def _telling_lines(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The small maps: control, ledger, totals, tallies, rule counters, port flags. Exact numbers, read in bulk.
+"""The small maps: control, ledger, totals, tallies, port flags. Exact numbers, read in bulk.
 
 `control` and `ledger` are mapped into memory, so that the daemon's word reaches the packet path with one aligned store. What is per CPU
 is summed here. Nothing is ever cleared: a reader subtracts.
@@ -70,6 +70,7 @@ class Control:
             self._begin()
         self.ledger["abi_version"] = abi.ABI_VERSION
         self.ledger["cpus"], self.ledger["sets"], self.ledger["build"] = cpus, sets, identity
+        self.block["talker_mask"] = sets - 1
         self.ledger["generation"] += 1
 
     def _begin(self) -> None:
@@ -77,7 +78,6 @@ class Control:
         self.block["slots"]["number"] = np.arange(abi.MAX_SLOTS)
         # Window 1 is empty and read, so that an entry of window 0 (never used) is older than the one before the running one.
         self.block["read_window"], self.block["window"] = 1, 2
-        self.block["default_verdict"] = abi.VERDICT_LOG
         self.ledger["started"] = self.ledger["window_started"] = monotonic_ns()
 
     @property
@@ -136,14 +136,6 @@ class Control:
     def policy_copy(self) -> int:
         return int(self.block["policy"])
 
-    def default_of(self, copy: int) -> Verdict:
-        return VERDICT_FROM_ABI[int(self.block["default_verdict"][copy])]
-
-    def set_default(self, verdict: Verdict, copy: int | None = None) -> None:
-        """The verdict on sources that no entry covers: of one copy of the policy, or of both."""
-        for each in (0, 1) if copy is None else (copy,):
-            self.block["default_verdict"][each] = VERDICT_TO_ABI[verdict]
-
     def set_events(self, interval: float, per_second: int) -> None:
         self.block["event_interval"] = int(interval * 1e9)
         self.block["event_budget"] = per_second
@@ -201,12 +193,11 @@ class Tallies:
 
 
 class Counters:
-    """Totals, tallies and rule counters: per-CPU arrays, read whole and summed."""
+    """Totals and tallies: per-CPU arrays, read whole and summed."""
 
-    def __init__(self, maps: Mapping[str, int], *, cpus: int, rule_cells: int):
+    def __init__(self, maps: Mapping[str, int], *, cpus: int):
         self._maps = maps
         self._cpus = cpus
-        self.rule_cells = rule_cells
 
     def totals(self) -> np.ndarray:
         """Packets and bytes [2] by slot, family, class and outcome: an array of shape (16, 3, 8, 16, 2), u64."""
@@ -233,16 +224,6 @@ class Counters:
             merged=int(value["events_merged"].sum()),
             anomalies={anomaly.name.lower(): int(anomalies[anomaly]) for anomaly in abi.Anomaly},
         )
-
-    def rules(self) -> np.ndarray:
-        """Packets and bytes by rule index: shape (cells, 2), u64."""
-        _, values = libbpf.lookup_batches(self._maps["rules"], np.dtype("u4"), np.dtype(("u8", (self._cpus, 2))))
-        return values.sum(axis=1)
-
-    def clear_rules(self, indexes: Iterable[int]) -> None:
-        """Zero the counters of rules that no packet can reach any more, before their indexes are given out again."""
-        wanted = np.array([index for index in indexes if index < self.rule_cells], "u4")
-        libbpf.update_batch(self._maps["rules"], wanted, np.zeros((len(wanted), self._cpus, 2), "u8"))
 
 
 def cells(totals: np.ndarray) -> Iterable[tuple[int, Family, ProtocolClass, Outcome, Count]]:

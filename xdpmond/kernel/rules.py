@@ -1,155 +1,170 @@
-"""The policy in the kernel: two longest-prefix tries of equal content, and a number that says which one packets look into.
+"""The policy in the kernel: two copies, and a number that says which one packets look into.
 
-A change is made to the one at rest, the number is switched, and when no packet is left in the other it gets the same change. So a packet
-sees the old policy or the new one, whatever the size of the change, and the cost is that of the difference.
-
-A prefix keeps its rule index, and with it its counters, for as long as it is in the policy.
+A change is made to the copy at rest, the number is switched, and when no packet is left in the other copy it follows. So a packet sees the old
+policy or the new one, whatever the size of the change. Whoever made the change need not wait for that: it happens in a thread of its own, and
+the next change waits for it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
 from ..errors import KernelError
-from ..model import Family, Prefix, Verdict
-from . import abi, libbpf
-from .maps import FAMILY_FROM_ABI, FAMILY_TO_ABI, VERDICT_FROM_ABI, VERDICT_TO_ABI, Control, Counters
+from ..model import Prefix, Verdict
+from . import abi
+from .maps import VERDICT_FROM_ABI, VERDICT_TO_ABI, Control, map_memory
+from .tables import POLICY_BYTES, POLICY_MAPS, PolicySize
+from .verdicts import Built, Copy, DoesNotFit, NeedsWhole, Verdicts, build
+
+_PREFIXES_WORTH_A_POINT = 400
+"""To build everything takes as long as a change of one prefix for so many that there are."""
 
 
-class RuleTries:
-    """Not for several threads at once."""
+class PolicyTooLarge(DoesNotFit):
+    """The policy needs larger maps; this is what, and how large."""
 
-    def __init__(self, maps: Mapping[str, int], control: Control, counters: Counters, grace: Callable[[], None]):
-        self._tries = (maps["policy_0"], maps["policy_1"])
+    def __init__(self, built: Built, size: PolicySize):
+        super().__init__("the policy does not fit in its maps")
+        self.built = built
+        self.size = size
+
+
+class PolicyTable:
+    """Both copies. Not for several threads at once."""
+
+    def __init__(self, maps: Mapping[str, int], sizes: PolicySize, control: Control, grace: Callable[[], None]):
+        self.size = sizes
         self._control = control
-        self._counters = counters
         self._grace = grace
-        self._index: dict[Prefix, int] = {}
-        self._prefix: dict[int, Prefix] = {}
-        self._verdict: dict[Prefix, Verdict] = {}
-        # A heap: the lowest first, since only those below the number of counters have one.
-        self._free: list[int] = []
-        self._next = abi.RULE_DEFAULT + 1
-        self._equal = True  # do both tries hold the same?
+        seed = [int(word) for word in control.block["seed"]]
+        memory = {name: map_memory(maps[name], 2 * each, write=True) for name, each in zip(POLICY_MAPS, _bytes(sizes), strict=True)}
+        kind = np.dtype([("head", abi.POLICY), ("ipv4", "u4", abi.TOPS), ("ipv6", "u4", abi.TOPS)])
+        policies = np.frombuffer(memory["policy"], kind, 2)
+        lines = np.frombuffer(memory["lines"], "u8", 2 * sizes.lines * 8).reshape(2, sizes.lines, 8)
+        buckets4 = np.frombuffer(memory["buckets4"], "u8", 2 * sizes.buckets4 * 8).reshape(2, sizes.buckets4, 8)
+        buckets6 = np.frombuffer(memory["buckets6"], "u8", 2 * sizes.buckets6 * 16).reshape(2, sizes.buckets6, 16)
+        self._copies = [Copy(policies["head"][at], policies["ipv4"][at], policies["ipv6"][at], lines[at], buckets4[at], buckets6[at], seed) for at in (0, 1)]
+        for at, head in enumerate(policies["head"]):
+            head["first_line"], head["first4"], head["first6"] = at * sizes.lines, at * sizes.buckets4, at * sizes.buckets6
+            head["mask4"], head["mask6"] = sizes.buckets4 - 1, sizes.buckets6 - 1
+        self._equal = False  # nobody knows what stands in the copy at rest
+        self._prefixes = 0  # about how many there are
+        self._thread = ThreadPoolExecutor(1, "policy")
+        self._following: Future[None] | None = None
 
-    def index_of(self, prefix: Prefix) -> int | None:
-        return self._index.get(prefix)
+    @classmethod
+    def new(cls, maps: Mapping[str, int], sizes: PolicySize, control: Control, grace: Callable[[], None]) -> PolicyTable:
+        """On empty maps: no prefix, and the default `log`."""
+        table = cls(maps, sizes, control, grace)
+        for copy in table._copies:
+            copy.head["default_verdict"] = abi.VERDICT_LOG
+            copy.head["root"] = abi.SEARCH_STEPS
+        table._equal = True
+        return table
 
-    def prefix_of(self, index: int) -> Prefix | None:
-        """None for the default, or for a rule that is gone since."""
-        return self._prefix.get(index)
+    def begin(self, built: Built, default: Verdict) -> None:
+        """Fill new maps, into which no packet looks yet."""
+        active = self._copies[self._control.policy_copy]
+        active.write(built)
+        active.head["default_verdict"] = VERDICT_TO_ABI[default]
+        self._follow(lambda: self._copy_all(1 - self._control.policy_copy))
 
-    def __len__(self) -> int:
-        return len(self._index)
+    @property
+    def default(self) -> Verdict:
+        """The verdict on sources that no entry covers, as packets see it."""
+        return VERDICT_FROM_ABI[int(self._copies[self._control.policy_copy].head["default_verdict"])]
 
-    def adopt(self) -> None:
-        """Take over tries that hold a policy already: what packets see stays, the other trie is made equal to it."""
-        active = _read(self._tries[self._control.policy_copy])
-        for prefix, (index, verdict) in active.items():
-            self._remember(prefix, index, verdict)
-        self._next = max(self._prefix, default=abi.RULE_DEFAULT) + 1
-        self._free = sorted(set(range(abi.RULE_DEFAULT + 1, self._next)) - set(self._prefix))
-        # The daemon may have died between taking a rule away and clearing its counters.
-        self._counters.clear_rules([*self._free, *range(self._next, self._counters.rule_cells)])
-        self._equalise()
+    def apply(self, policy: Verdicts, touched: Sequence[Prefix] | None, default: Verdict) -> None:
+        """Let packets see this policy and default. `touched` are the prefixes by which it differs from the last one, None: all may.
 
-    def _equalise(self) -> None:
-        """Make the trie at rest equal to the one that packets look into."""
-        resting = self._tries[1 - self._control.policy_copy]
-        stale = _read(resting)
-        self._write(resting, set_=self._index.keys(), delete=stale.keys() - self._index.keys())
-        self._equal = True
-
-    def current(self) -> dict[Prefix, Verdict]:
-        return dict(self._verdict)
-
-    def apply(self, set_: Mapping[Prefix, Verdict], delete: Iterable[Prefix], default: Verdict | None = None) -> None:
-        """Change the policy as a whole, and with it the default's verdict, if one is given. Raises KernelError with the policy as it
-        was. Takes two grace periods at most: call it in a thread."""
-        if not self._equal:
-            self._equalise()
-        removed = [prefix for prefix in delete if prefix in self._index]
-        before = {prefix: self._verdict.get(prefix) for prefix in set_}
-        for prefix, verdict in set_.items():
-            index = self._index.get(prefix)
-            if index is None:
-                index = heapq.heappop(self._free) if self._free else self._next
-                self._next = max(self._next, index + 1)
-            self._remember(prefix, index, verdict)
+        Raises PolicyTooLarge if it needs larger maps. Blocks: for microseconds a prefix, or for as long as it takes to build all.
+        """
+        self.settle()
         resting = 1 - self._control.policy_copy
+        points = touched is not None and self._equal and len(touched) * _PREFIXES_WORTH_A_POINT < 8 * _PREFIXES_WORTH_A_POINT + self._prefixes
         self._equal = False
-        try:
-            self._write(self._tries[resting], set_=set_.keys(), delete=removed)
-        except Exception:
-            self._undo(resting, before, removed)
-            raise
-        default = default or self._control.default_of(1 - resting)
-        self._control.set_default(default, resting)
+        if points:
+            assert touched is not None
+            points = self._change(resting, policy, touched)
+        if not points:
+            self._write_all(resting, policy)
+        self._copies[resting].head["default_verdict"] = VERDICT_TO_ABI[default]
         self._control.set_policy_copy(resting)
-        # The change is in force. If the other copy cannot be changed now (no memory), it is made equal before the next change.
-        with contextlib.suppress(KernelError):
+        other = 1 - resting
+        if points:
+            # Immutable, so that it can be read later.
+            self._follow(lambda: self._repeat(other, policy, touched or ()))
+        else:
+            self._follow(lambda: self._copy_all(other))
+
+    def _change(self, copy: int, policy: Verdicts, touched: Sequence[Prefix]) -> bool:
+        try:
+            self._copies[copy].change(policy, touched)
+        except (NeedsWhole, DoesNotFit):
+            return False
+        self._prefixes += len(touched)
+        return True
+
+    def _write_all(self, copy: int, policy: Verdicts) -> None:
+        built = build(policy)
+        wanted = built.size()
+        # Four times too large is worth a move, too.
+        wasteful = any(have > 4 * want and have > 65_536 for have, want in zip(self.size, wanted, strict=True))
+        if wasteful:
+            raise PolicyTooLarge(built, wanted)
+        try:
+            self._copies[copy].write(built)
+        except DoesNotFit:
+            grown = [max(have, want) for have, want in zip(self.size, wanted, strict=True)]
+            if tuple(grown) == tuple(self.size):
+                grown = [self.size.lines, 2 * self.size.buckets4, 2 * self.size.buckets6]
+            raise PolicyTooLarge(built, PolicySize(*grown)) from None
+        self._prefixes = built.prefixes
+
+    # The other copy
+
+    def _follow(self, what: Callable[[], None]) -> None:
+        def follow() -> None:
             self._grace()
-            self._control.set_default(default, 1 - resting)
-            self._write(self._tries[1 - resting], set_=set_.keys(), delete=removed)
+            what()
             self._equal = True
-        self._forget(removed)
 
-    def _remember(self, prefix: Prefix, index: int, verdict: Verdict) -> None:
-        self._index[prefix] = index
-        self._prefix[index] = prefix
-        self._verdict[prefix] = verdict
+        self._following = self._thread.submit(follow)
 
-    def _forget(self, removed: Iterable[Prefix]) -> None:
-        freed = []
-        for prefix in removed:
-            index = self._index.pop(prefix)
-            del self._prefix[index], self._verdict[prefix]
-            freed.append(index)
-        self._counters.clear_rules(freed)
-        for index in freed:
-            heapq.heappush(self._free, index)
+    def _copy_all(self, copy: int) -> None:
+        source, target = self._copies[1 - copy], self._copies[copy]
+        target.take_from(source)
+        target.head["default_verdict"] = source.head["default_verdict"]
 
-    def _undo(self, trie: int, before: Mapping[Prefix, Verdict | None], removed: Iterable[Prefix]) -> None:
-        new = [prefix for prefix, verdict in before.items() if verdict is None]
-        for prefix, verdict in before.items():
-            if verdict is not None:
-                self._verdict[prefix] = verdict
-        for prefix in new:
-            libbpf.delete(self._tries[trie], _keys([prefix]))
-        self._forget(new)
-        kept = [prefix for prefix, verdict in before.items() if verdict is not None]
-        self._write(self._tries[trie], set_=[*kept, *removed], delete=())
-        self._equal = True
+    def _repeat(self, copy: int, policy: Verdicts, touched: Sequence[Prefix]) -> None:
+        try:
+            self._copies[copy].change(policy, touched)
+        except (NeedsWhole, DoesNotFit):
+            self._copies[copy].take_from(self._copies[1 - copy])
+        self._copies[copy].head["default_verdict"] = self._copies[1 - copy].head["default_verdict"]
 
-    def _write(self, trie: int, *, set_: Iterable[Prefix], delete: Iterable[Prefix]) -> None:
-        prefixes = list(set_)
-        values = np.empty(len(prefixes), abi.RULE)
-        values["index"] = [self._index[prefix] for prefix in prefixes]
-        values["verdict"] = [VERDICT_TO_ABI[self._verdict[prefix]] for prefix in prefixes]
-        # First out, then in: a full trie has room again.
-        for key in _keys(list(delete)):
-            libbpf.delete(trie, np.array([key]))
-        libbpf.update_batch(trie, _keys(prefixes), values)
+    def settle(self) -> None:
+        """Wait until the other copy has followed. If it could not (no memory), all is built for the next change."""
+        following, self._following = self._following, None
+        if following is not None:
+            try:
+                following.result()
+            except (KernelError, MemoryError):
+                self._equal = False
+
+    def close(self) -> None:
+        self.settle()
+        self._thread.shutdown()
 
 
-def _keys(prefixes: list[Prefix]) -> np.ndarray:
-    keys = np.zeros(len(prefixes), abi.PREFIX)
-    keys["length"] = [32 + prefix.length for prefix in prefixes]
-    keys["family"] = [FAMILY_TO_ABI[prefix.family] for prefix in prefixes]
-    packed = b"".join(prefix.address.ljust(16, b"\0") for prefix in prefixes)
-    keys["address"] = np.frombuffer(packed, "u1").reshape(-1, 16)
-    return keys
-
-
-def _read(trie: int) -> dict[Prefix, tuple[int, Verdict]]:
-    keys, values = libbpf.lookup_batches(trie, abi.PREFIX, abi.RULE)
-    found = {}
-    for key, value in zip(keys, values, strict=True):
-        family = FAMILY_FROM_ABI[int(key["family"])]
-        address = key["address"].tobytes()[: (4 if family is Family.IPV4 else 16)]
-        found[Prefix(family, address, int(key["length"]) - 32)] = (int(value["index"]), VERDICT_FROM_ABI[int(value["verdict"])])
-    return found
+def _bytes(sizes: PolicySize) -> tuple[int, ...]:
+    """Of one copy, in the order of POLICY_MAPS."""
+    return (
+        POLICY_BYTES,
+        sizes.lines * abi.LINE.itemsize,
+        sizes.buckets4 * abi.BUCKET4_TYPE.itemsize,
+        sizes.buckets6 * abi.BUCKET6_TYPE.itemsize,
+    )

@@ -1,0 +1,88 @@
+"""The maps of the packet path: of which type each is, and how large. What stands in them is told in bpf/abi.h.
+
+The compiler knows the maps by name alone; the daemon makes them, and loads the program onto them. So a table of another size needs no
+other program text.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from . import abi, libbpf
+
+ARRAY, PERCPU_ARRAY, RINGBUF = 2, 6, 27  # enum bpf_map_type
+MMAPABLE = 1 << 10  # BPF_F_MMAPABLE
+
+
+class Table(NamedTuple):
+    """The definition of a map, in the order of `libbpf.map_info`. `value_size` is that of one CPU."""
+
+    type: int
+    key_size: int
+    value_size: int
+    entries: int
+    flags: int
+
+
+class PolicySize(NamedTuple):
+    """Elements of the policy's maps, for one of the two copies that they hold. Buckets are a power of two."""
+
+    lines: int
+    buckets4: int
+    buckets6: int
+
+
+SMALLEST_POLICY = PolicySize(256, 64, 64)
+
+POLICY_BYTES = abi.POLICY.itemsize + 2 * abi.TOPS * 4
+"""Of struct xm_policy and the array at its end."""
+
+POLICY_MAPS = ("policy", "lines", "buckets4", "buckets6")
+
+
+def _array(kind: np.dtype, entries: int) -> Table:
+    return Table(ARRAY, 4, kind.itemsize, entries, MMAPABLE)
+
+
+def policy_tables(size: PolicySize) -> dict[str, Table]:
+    """The maps that hold the policy, twice."""
+    return {
+        "policy": Table(ARRAY, 4, POLICY_BYTES, 2, MMAPABLE),
+        "lines": _array(abi.LINE, 2 * size.lines),
+        "buckets4": _array(abi.BUCKET4_TYPE, 2 * size.buckets4),
+        "buckets6": _array(abi.BUCKET6_TYPE, 2 * size.buckets6),
+    }
+
+
+def tables(*, cpus: int, sets: int, rule_cells: int, ring_bytes: int) -> dict[str, Table]:
+    """All other maps; without events if `ring_bytes` is 0."""
+    found = {
+        "control": _array(abi.CONTROL, 1),
+        "ledger": _array(abi.LEDGER, 1),
+        "rules": _array(abi.RULE_COUNT, rule_cells),
+        "talkers": _array(abi.SET, cpus * sets),
+        "ports": Table(ARRAY, 4, 8, 65536 // 8, MMAPABLE),
+        "totals": Table(PERCPU_ARRAY, 4, abi.COUNT.itemsize, abi.TOTAL_CELLS, 0),
+        "tallies": Table(PERCPU_ARRAY, 4, abi.TALLIES.itemsize, 1, 0),
+        "packet": Table(PERCPU_ARRAY, 4, PACKET_SIZE, 1, 0),
+    }
+    if ring_bytes:
+        found |= {
+            "budget": Table(PERCPU_ARRAY, 4, abi.BUDGET.itemsize, 1, 0),
+            "sampler": Table(ARRAY, 4, abi.SAMPLER.itemsize, abi.SAMPLER_CELLS, 0),
+            "events": Table(RINGBUF, 0, 0, ring_bytes, 0),
+        }
+    return found
+
+
+PACKET_SIZE = 56
+"""sizeof(struct xm_packet) of bpf/parse.h, which nobody but the packet path reads."""
+
+
+def make(name: str, table: Table) -> int:
+    """Make a map; return its descriptor."""
+    return libbpf.create_map(
+        table.type, name, key_size=table.key_size, value_size=table.value_size, entries=table.entries, flags=table.flags
+    )
