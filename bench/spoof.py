@@ -13,6 +13,7 @@ import numpy as np
 
 from xdpmond.kernel import libbpf
 from xdpmond.kernel.maps import map_memory
+from xdpmond.kernel.tables import ARRAY, MMAPABLE, Table, make
 
 SOURCE = 26
 """Where an IPv4 header that follows a plain Ethernet header has its source."""
@@ -20,6 +21,7 @@ _CHUNK = 1 << 22
 """Packets of one system call, in which a signal waits."""
 
 _LOAD_MAP, _LOAD_VALUE = 1, 2  # BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE
+_PROG_ARRAY = 3  # BPF_MAP_TYPE_PROG_ARRAY
 _TAIL_CALL = 12
 
 
@@ -36,8 +38,8 @@ class Spoofer:
     """Sends IPv4 frames through `program`, the first one from the address `first`, each further one from the next address."""
 
     def __init__(self, program: int, first: int = 0x0B000000):
-        self._counter = libbpf.create_map(libbpf.BPF_MAP_TYPE_ARRAY, "counter", value_size=8, entries=1, flags=libbpf.BPF_F_MMAPABLE)
-        self._target = libbpf.create_map(libbpf.BPF_MAP_TYPE_PROG_ARRAY, "target", value_size=4, entries=1)
+        self._counter = make("counter", Table(ARRAY, 4, 8, 1, MMAPABLE))
+        self._target = make("target", Table(_PROG_ARRAY, 4, 4, 1, 0))
         self._next = np.frombuffer(map_memory(self._counter, 8, write=True), "u8", 1)
         self._next[0] = first
         libbpf.update(self._target, np.zeros(1, "u4"), np.array([program], "u4"))

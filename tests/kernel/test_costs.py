@@ -7,15 +7,14 @@ import os
 import pytest
 
 from xdpmond.kernel import costs, libbpf
-from xdpmond.kernel.costs import Definition
-from xdpmond.kernel.libbpf import BPF_F_MMAPABLE, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_RINGBUF
+from xdpmond.kernel.tables import ARRAY, MMAPABLE, PERCPU_ARRAY, RINGBUF, Table, make
 
 from .harness import Harness
 
 
 def test_every_map_of_ours_costs_what_was_computed(datapath: Harness) -> None:
     maps = datapath.loaded.maps
-    computed = {name: costs.formula().cost(Definition.of(fd)) for name, fd in maps.items()}
+    computed = {name: costs.formula().cost(Table(*libbpf.map_info(fd))) for name, fd in maps.items()}
     assert computed == {name: costs.charged(fd) for name, fd in maps.items()}
     assert {(cost.name, cost.bytes) for cost in costs.costs(maps)} == set(computed.items())
 
@@ -23,29 +22,28 @@ def test_every_map_of_ours_costs_what_was_computed(datapath: Harness) -> None:
 @pytest.mark.parametrize(
     "definition",
     [
-        Definition(BPF_MAP_TYPE_ARRAY, 4, 1, 1),
-        Definition(BPF_MAP_TYPE_ARRAY, 4, 13, 1001),
-        Definition(BPF_MAP_TYPE_ARRAY, 4, 40, 1000, BPF_F_MMAPABLE),
-        Definition(BPF_MAP_TYPE_ARRAY, 4, 64, 4096, BPF_F_MMAPABLE),
-        Definition(BPF_MAP_TYPE_PERCPU_ARRAY, 4, 16, 6144),
-        Definition(BPF_MAP_TYPE_PERCPU_ARRAY, 4, 5, 3),
-        Definition(BPF_MAP_TYPE_RINGBUF, 0, 0, 65536),
-        Definition(BPF_MAP_TYPE_RINGBUF, 0, 0, 1 << 20),
+        Table(ARRAY, 4, 1, 1, 0),
+        Table(ARRAY, 4, 13, 1001, 0),
+        Table(ARRAY, 4, 40, 1000, MMAPABLE),
+        Table(ARRAY, 4, 64, 4096, MMAPABLE),
+        Table(PERCPU_ARRAY, 4, 16, 6144, 0),
+        Table(PERCPU_ARRAY, 4, 5, 3, 0),
+        Table(RINGBUF, 0, 0, 65536, 0),
+        Table(RINGBUF, 0, 0, 1 << 20, 0),
     ],
     ids=str,
 )
-def test_maps_of_any_size(definition: Definition) -> None:
-    fd = libbpf.create_map(definition.kind, "sized", key_size=definition.key_size, value_size=definition.value_size,
-                           entries=definition.entries, flags=definition.flags)  # fmt: skip
+def test_maps_of_any_size(definition: Table) -> None:
+    fd = make("sized", definition)
     try:
-        assert Definition.of(fd) == definition
+        assert Table(*libbpf.map_info(fd)) == definition
         assert costs.formula().cost(definition) == costs.charged(fd)
     finally:
         os.close(fd)
 
 
-def test_a_kind_of_map_that_is_not_known_costs_what_the_kernel_says() -> None:
-    fd = libbpf.create_map(1, "hash", value_size=8, entries=100)
+def test_a_type_of_map_that_is_not_known_costs_what_the_kernel_says() -> None:
+    fd = make("hash", Table(1, 4, 8, 100, 0))
     try:
         (cost,) = costs.costs({"hash": fd})
         assert cost.bytes == costs.charged(fd) > 100 * 12

@@ -2,7 +2,8 @@
 
 import pytest
 
-from xdpmond.kernel.costs import Definition, Formula
+from xdpmond.kernel.costs import Formula
+from xdpmond.kernel.tables import Table
 
 NEW = Formula(2, {2: 312, 6: 312, 27: 304}, 4096)
 """Linux 6.18 with two possible CPUs."""
@@ -13,15 +14,15 @@ OLD = Formula(2, None, 4096)
 @pytest.mark.parametrize(
     ("definition", "cost"),
     [
-        (Definition(2, 4, 8, 1), 320),
-        (Definition(2, 4, 3, 7), 368),
-        (Definition(2, 4, 8, 1, 1024), 8192),
-        (Definition(2, 4, 256, 16384, 1024), 4198400),
-        (Definition(6, 4, 8, 1), 336),
-        (Definition(6, 4, 216, 10), 4712),
-        (Definition(27, 0, 0, 4096), 16728),
-        (Definition(27, 0, 0, 262144), 275784),
-        (Definition(1, 4, 8, 1), None),
+        (Table(2, 4, 8, 1, 0), 320),
+        (Table(2, 4, 3, 7, 0), 368),
+        (Table(2, 4, 8, 1, 1024), 8192),
+        (Table(2, 4, 256, 16384, 1024), 4198400),
+        (Table(6, 4, 8, 1, 0), 336),
+        (Table(6, 4, 216, 10, 0), 4712),
+        (Table(27, 0, 0, 4096, 0), 16728),
+        (Table(27, 0, 0, 262144, 0), 275784),
+        (Table(1, 4, 8, 1, 0), None),
     ],
 )
 def test_what_linux_6_18_said(definition, cost):
@@ -31,11 +32,11 @@ def test_what_linux_6_18_said(definition, cost):
 @pytest.mark.parametrize(
     ("definition", "cost"),
     [
-        (Definition(2, 4, 256, 16384, 1024), 16384 * 264),  # the key counts, and the sum is rounded to 8 bytes
-        (Definition(2, 4, 8, 1), 4096),
-        (Definition(6, 4, 16, 6144), -(-6144 * 40 // 4096) * 4096),
-        (Definition(6, 4, 5, 1000), -(-1000 * 24 // 4096) * 4096),
-        (Definition(27, 0, 0, 262144), 0),
+        (Table(2, 4, 256, 16384, 1024), 16384 * 264),  # the key counts, and the sum is rounded to 8 bytes
+        (Table(2, 4, 8, 1, 0), 4096),
+        (Table(6, 4, 16, 6144, 0), -(-6144 * 40 // 4096) * 4096),
+        (Table(6, 4, 5, 1000, 0), -(-1000 * 24 // 4096) * 4096),
+        (Table(27, 0, 0, 262144, 0), 0),
     ],
 )
 def test_what_linux_6_1_tells(definition, cost):

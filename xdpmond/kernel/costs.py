@@ -1,6 +1,6 @@
 """What the maps cost in memory, computed from their definitions.
 
-The kernel tells for each map what it charges, as `memlock` in /proc/self/fdinfo. How it comes to that is known for the kinds of map that we
+The kernel tells for each map what it charges, as `memlock` in /proc/self/fdinfo. How it comes to that is known for the types of map that we
 have, so the cost of a table can be said before it is made; a test compares the two for every map.
 
 Kernels to 6.3 tell an approximation instead: keys and values, in whole pages. From 6.4 on it is the memory itself, with a header whose
@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from . import libbpf
-from .libbpf import BPF_F_MMAPABLE, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_RINGBUF
+from .tables import ARRAY, MMAPABLE, PERCPU_ARRAY, RINGBUF, Table, make
 
 _POINTER = 8
 _RING_META_PAGES = 3
@@ -25,45 +25,30 @@ _RING_META_PAGES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Definition:
-    """What a map was made with; sizes in bytes."""
-
-    kind: int
-    key_size: int
-    value_size: int
-    entries: int
-    flags: int = 0
-
-    @classmethod
-    def of(cls, fd: int) -> Definition:
-        return cls(*libbpf.map_info(fd))
-
-
-@dataclass(frozen=True, slots=True)
 class Formula:
-    """How a kernel counts. `headers`: bytes by kind of map; without them the approximation of older kernels is meant."""
+    """How a kernel counts. `headers`: bytes by type of map; without them the approximation of older kernels is meant."""
 
     cpus: int
     headers: Mapping[int, int] | None = None
     page: int = mmap.PAGESIZE
 
-    def cost(self, of: Definition) -> int | None:
-        """Bytes, or None for a kind of map that is not known here."""
+    def cost(self, of: Table) -> int | None:
+        """Bytes, or None for a type of map that is not known here."""
         if self.headers is None:
-            if of.kind == BPF_MAP_TYPE_RINGBUF:
+            if of.type == RINGBUF:
                 return 0  # it has neither keys nor values
-            value_size = _up(of.value_size, 8) * self.cpus if of.kind == BPF_MAP_TYPE_PERCPU_ARRAY else of.value_size
+            value_size = _up(of.value_size, 8) * self.cpus if of.type == PERCPU_ARRAY else of.value_size
             return _up(of.entries * _up(of.key_size + value_size, 8), self.page)
-        if of.kind not in self.headers:
+        if of.type not in self.headers:
             return None
-        header, elements = self.headers[of.kind], of.entries * _up(of.value_size, 8)
-        if of.kind == BPF_MAP_TYPE_PERCPU_ARRAY:
+        header, elements = self.headers[of.type], of.entries * _up(of.value_size, 8)
+        if of.type == PERCPU_ARRAY:
             return header + of.entries * _POINTER + elements * self.cpus
-        if of.kind == BPF_MAP_TYPE_RINGBUF:
+        if of.type == RINGBUF:
             # The pages of the data are mapped twice in a row, so that what crosses the end is whole.
             pages = of.entries // self.page
             return header + (_RING_META_PAGES + pages) * self.page + (_RING_META_PAGES + 2 * pages) * _POINTER
-        if of.flags & BPF_F_MMAPABLE:
+        if of.flags & MMAPABLE:
             return _up(header, self.page) + _up(elements, self.page)
         return header + elements
 
@@ -72,18 +57,16 @@ class Formula:
 def formula() -> Formula:
     """That of the running kernel."""
     cpus, page = libbpf.possible_cpus(), mmap.PAGESIZE
-    array = _charged_for(Definition(BPF_MAP_TYPE_ARRAY, 4, 8, 1))
+    array = _charged_for(Table(ARRAY, 4, 8, 1, 0))
     if array == page:
         return Formula(cpus)
-    ring = Definition(BPF_MAP_TYPE_RINGBUF, 0, 0, page)
-    without = Formula(cpus, {BPF_MAP_TYPE_RINGBUF: 0}).cost(ring) or 0
-    return Formula(cpus, {
-        BPF_MAP_TYPE_ARRAY: array - 8, BPF_MAP_TYPE_PERCPU_ARRAY: array - 8, BPF_MAP_TYPE_RINGBUF: _charged_for(ring) - without,
-    })  # fmt: skip
+    ring = Table(RINGBUF, 0, 0, page, 0)
+    without = Formula(cpus, {RINGBUF: 0}).cost(ring) or 0
+    return Formula(cpus, {ARRAY: array - 8, PERCPU_ARRAY: array - 8, RINGBUF: _charged_for(ring) - without})
 
 
-def _charged_for(probe: Definition) -> int:
-    fd = libbpf.create_map(probe.kind, "probe", key_size=probe.key_size, value_size=probe.value_size, entries=probe.entries)
+def _charged_for(probe: Table) -> int:
+    fd = make("probe", probe)
     try:
         return charged(fd)
     finally:
@@ -109,9 +92,9 @@ def costs(maps: Mapping[str, int]) -> Iterable[MapCost]:
     """Of maps by name and descriptor: computed where that is known, else as the kernel says."""
     how = formula()
     for name, fd in maps.items():
-        definition = Definition.of(fd)
-        computed = how.cost(definition)
-        yield MapCost(name, definition.entries, charged(fd) if computed is None else computed)
+        table = Table(*libbpf.map_info(fd))
+        computed = how.cost(table)
+        yield MapCost(name, table.entries, charged(fd) if computed is None else computed)
 
 
 def _up(size: int, to: int) -> int:

@@ -26,12 +26,6 @@ BPF_F_TEST_XDP_LIVE_FRAMES = 1 << 1
 XDP_DROP = 1
 XDP_PASS = 2
 
-BPF_MAP_TYPE_ARRAY = 2
-BPF_MAP_TYPE_PROG_ARRAY = 3
-BPF_MAP_TYPE_PERCPU_ARRAY = 6
-BPF_MAP_TYPE_RINGBUF = 27
-BPF_F_MMAPABLE = 1 << 10
-
 
 class _ProgLoadOpts(c.Structure):
     _fields_ = [
@@ -186,8 +180,9 @@ def map_info(fd: int) -> tuple[int, int, int, int, int]:
 def create_map(kind: int, name: str, *, key_size: int = 4, value_size: int, entries: int, flags: int = 0) -> int:
     """Make a map; return its descriptor."""
     opts = _MapCreateOpts(sz=c.sizeof(_MapCreateOpts), map_flags=flags)
-    return _check(_lib().bpf_map_create(kind, name.encode(), key_size, value_size, entries, c.byref(opts)), f"make the map {name}, {entries} times {value_size} bytes",
-                  hint="smaller tables need less: see [tables] in xdpmond.toml(5)" if entries > 1 else "")  # fmt: skip
+    result = _lib().bpf_map_create(kind, name.encode(), key_size, value_size, entries, c.byref(opts))
+    hint = "smaller tables need less: see [tables] in xdpmond.toml(5)" if entries > 1 else ""
+    return _check(result, f"make the map {name}, {entries} times {value_size} bytes", hint)
 
 
 def program_by_id(number: int) -> int:
