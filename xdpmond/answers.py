@@ -19,7 +19,7 @@ from .errors import UsageError
 from .model import PROTOCOL_NAMES, Action, Family, Mode, RuleCounts, Verdict, format_address
 from .modes import Modes
 from .policy import Policy
-from .rows import merge, strongest
+from .rows import merge, of_source, strongest
 from .windows import Progress, Totals, lost
 
 Json = dict[str, Any]
@@ -98,14 +98,14 @@ def settings(view: View) -> Json:
 def traffic(view: View, reading: Reading) -> Json:
     """The part of the status that is measured."""
     progress, after = view.progress, reading.after
-    recent = progress.recent(reading.running)
+    recent = progress.recent(reading.running, "packets", 5)
     return {
         "counting_since": reading.facts["counting_since"],
         "totals": documents.totals(reading.totals),
         "rates": documents.rates(progress.since(reading.totals.at), reading.totals),
         "books": documents.books(reading.before, after, progress.tracked, reading.running),
-        "window": documents.window(progress.last, recent, view.config.window, exact=progress.exact(lost(after))),
-        "top": [view.talker(row) for row in strongest(recent, "packets", 5)],
+        "window": documents.window(progress.last, recent.unique, view.config.window, exact=progress.exact(lost(after))),
+        "top": [view.talker(row) for row in strongest(recent.strongest, "packets", 5)],
         "tables": documents.tables(reading.facts, after, view.policy, view.config.tables),
         "maps": documents.maps(reading.facts),
         "losses": {"ring_full": after.ring_full, "over_budget": after.over_budget, "merged": after.merged},
@@ -125,8 +125,7 @@ def explain(view: View, family: Family, packed: bytes, counts: RuleCounts, runni
     reported = Action.DROP if verdict is Verdict.DENY and mode is Mode.ENFORCE else Action.LOG
     action = Action.PASS if verdict is Verdict.ALLOW else reported
     last = view.progress.last
-    source = np.frombuffer(packed.ljust(16, b"\0"), "u1")
-    own = [rows[(rows["source"] == source).all(axis=1) & (rows["family"] == family)] for rows in ([last.rows] if last else []) + [running]]
+    own = [of_source(rows, family, packed) for rows in ([last.rows] if last else []) + [running]]
     explained = [documents.entry(entry, policy.at(entry.prefix)[0] is entry, counts.get(entry.prefix)) for entry in covering]
     return {
         "address": format_address(family, packed),
@@ -143,10 +142,14 @@ def explain(view: View, family: Family, packed: bytes, counts: RuleCounts, runni
 
 
 def top(view: View, running: np.ndarray, wanted: Wanted) -> Iterable[Json]:
-    rows = view.progress.recent(running)
-    if wanted.protocol is not None:
-        rows = rows[rows["protocol"] == wanted.protocol]
-    if wanted.port is not None:
-        rows = rows[(rows["port"] == wanted.port) & np.isin(rows["protocol"], _WITH_PORTS)]
-    for row in strongest(rows, wanted.by, wanted.limit):
+    def where(rows: np.ndarray) -> np.ndarray:
+        mask = np.ones(len(rows), bool)
+        if wanted.protocol is not None:
+            mask &= rows["protocol"] == wanted.protocol
+        if wanted.port is not None:
+            mask &= (rows["port"] == wanted.port) & np.isin(rows["protocol"], _WITH_PORTS)
+        return mask
+
+    found = view.progress.recent(running, wanted.by, wanted.limit, where).strongest
+    for row in strongest(found, wanted.by, wanted.limit):
         yield view.talker(row)

@@ -11,7 +11,7 @@ from .config import Config, Tables
 from .interfaces import InterfaceState
 from .model import Count, Entry, Family, Mode, Origin, Outcome, RuleCount, Verdict, protocol_name
 from .policy import Policy
-from .rows import count_of, unique_sources
+from .rows import count_of
 from .rows import talker as to_talker
 from .windows import Totals, Window, by_family, by_protocol, lost
 
@@ -130,9 +130,8 @@ def books(before: Any, after: Any, tracked_closed: Count, running: np.ndarray) -
     }
 
 
-def window(last: Window | None, recent: np.ndarray, wanted: float, *, exact: bool) -> Json:
-    """The last full window, and the sources of it and the running one together: all of them if that is `exact`, else at least so many."""
-    unique = unique_sources(recent)
+def window(last: Window | None, unique: Mapping[Family, int], wanted: float, *, exact: bool) -> Json:
+    """The last full window, and how many sources it and the running one have together: that is `exact`, or at least so many."""
     return {
         "number": last.number if last else None,
         "started": last.started if last else None,

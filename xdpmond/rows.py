@@ -1,9 +1,18 @@
-"""Talkers by the hundred thousand: one numpy row for a source on a destination port over an interval.
+"""Talkers by the million: one numpy row for a source on a destination port over an interval.
 
 `model.Talker` is the same as a value; rows become values only when they are shown.
+
+Rows are brought together by sorting them once, by a key of 64 bits: the source, then protocol and port. An IPv4 address is in the key
+whole; an IPv6 address by a hash with a secret seed, so that whoever chooses his addresses cannot choose their keys. Two addresses with the
+same hash become neighbours all the same, and neighbours are compared in full. What is sorted is then taken in chunks that no source
+straddles: memory that is needed besides the rows themselves stays small, and no step holds the interpreter's lock for long.
 """
 
 from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,61 +20,256 @@ from .model import Count, Family, Talker
 
 ROW = np.dtype(
     [
-        ("source", "u1", 16), ("family", "u1"), ("protocol", "u1"), ("port", "u2"), ("packets", "u8"), ("bytes", "u8"), ("syns", "u8"),
-        ("first_seen", "f8"), ("last_seen", "f8"),
+        ("source", "u1", 16), ("port", "u2"), ("protocol", "u1"), ("family", "u1"), ("pad", "u4"), ("packets", "u8"), ("bytes", "u8"),
+        ("syns", "u8"), ("first_seen", "f8"), ("last_seen", "f8"),
     ]
 )  # fmt: skip
-"""`family` is the number of a model.Family; IPv4 fills the first 4 bytes of `source`; `port` 0: none, or unreadable; times are seconds
-since the epoch."""
+"""`family` is the number of a model.Family; IPv4 fills the first 4 bytes of `source`, and the rest is 0; `port` 0: none, or unreadable;
+times are seconds since the epoch. A row is eight words: numpy moves words much faster than structs."""
 
+PORT_SOURCES = np.dtype([("port", "u2"), ("protocol", "u1"), ("family", "u1"), ("sources", "u4")])
+
+WORDS = ROW.itemsize // 8
 NO_ROWS = np.zeros(0, ROW)
+NO_KEYS = np.zeros(0, "u8")
+CHUNK = 8192
+"""Rows that are worked on at a time: half a megabyte, what a CPU's cache holds."""
 
-_KEY = np.dtype([("low", "u8"), ("high", "u8"), ("tail", "u4")])
+_SUMS = [ROW.fields[name][1] // 8 for name in ("packets", "bytes", "syns")]  # type: ignore[index]
+_FIRST, _LAST = (ROW.fields[name][1] // 8 for name in ("first_seen", "last_seen"))  # type: ignore[index]
 _WITH_PORTS = (6, 17, 132)  # TCP, UDP, SCTP
+_FEW = 64
+_SECRET = [np.uint64(secrets.randbits(64) | 1) for _ in range(3)]
+
+
+def words_of(rows: np.ndarray) -> np.ndarray:
+    """The same memory as an array of WORDS columns."""
+    return np.ascontiguousarray(rows).view("u8").reshape(-1, WORDS)
+
+
+def take(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """`rows[at]` for an array of indexes, at seven times its speed."""
+    return words_of(rows).take(at, axis=0).view(ROW).reshape(-1)
 
 
 def count_of(rows: np.ndarray) -> Count:
     return Count(int(rows["packets"].sum()), int(rows["bytes"].sum()))
 
 
-def _words(rows: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(rows["source"]).view("u8").reshape(-1, 2)
+# The order
 
 
-def merge(*parts: np.ndarray, by_source: bool = False) -> np.ndarray:
-    """Sum the rows of the same source, protocol and port: over CPUs, or over intervals. `by_source`: of the same source alone, whose
-    protocol and port are then 0."""
-    rows = np.concatenate(parts)
-    if not len(rows):
+def _hash4(address: np.ndarray) -> np.ndarray:
+    """39 bits that tell one IPv4 address: to multiply by an odd number loses nothing."""
+    return (address * _SECRET[0] & np.uint64(0xFFFFFFFF)) << np.uint64(7)
+
+
+def _hash6(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """39 bits of an IPv6 address, which others may have too."""
+    mixed = low * _SECRET[0]
+    mixed ^= mixed >> np.uint64(32)
+    mixed += high
+    mixed *= _SECRET[1]
+    mixed ^= mixed >> np.uint64(29)
+    mixed *= _SECRET[2]
+    return mixed >> np.uint64(25)
+
+
+def sort_keys(low: np.ndarray, high: np.ndarray, tail: np.ndarray) -> np.ndarray:
+    """From the first three words of rows: by source in the upper 40 bits, then by protocol and port."""
+    source = _hash4(low)
+    ipv6 = np.flatnonzero(tail >> np.uint64(24) == Family.IPV6)
+    if len(ipv6):
+        source[ipv6] = _hash6(low.take(ipv6), high.take(ipv6))
+    source <<= np.uint64(1)
+    source[ipv6] |= np.uint64(1)
+    return source << np.uint64(24) | tail & np.uint64(0xFFFFFF)
+
+
+def _order(keys: np.ndarray) -> np.ndarray:
+    """Indexes that sort the keys."""
+    if np.count_nonzero(keys[1:] < keys[:-1]) < _FEW:
+        return keys.argsort(kind="stable")  # this merges what are a few sorted runs already
+    # Numbers of 16 bits are sorted by radix. Then nothing is far from its place, and the same sort that merges runs has little to do:
+    # together less than half of what it costs to sort at once.
+    order = (keys >> np.uint64(48)).astype("u2").argsort(kind="stable")
+    return order.take(keys.take(order).argsort(kind="stable"))
+
+
+def ordered_chunks(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indexes in the order of the keys, with these, in chunks of about CHUNK that no source straddles."""
+    order = _order(keys)
+    keys = keys.take(order)
+    begin = 0
+    while begin < len(keys):
+        last = keys[min(begin + CHUNK, len(keys)) - 1] | np.uint64(0xFFFFFF)
+        end = int(np.searchsorted(keys, last, side="right"))
+        yield order[begin:end], keys[begin:end]
+        begin = end
+
+
+def collapse(rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Sum neighbours of the same source, protocol and port, given rows in the order of their keys."""
+    words = words_of(rows)
+    if len(words) < 2:
         return rows
-    if by_source:
-        rows["protocol"] = rows["port"] = 0
-    keys = np.empty(len(rows), _KEY)
-    words = _words(rows)
-    keys["low"], keys["high"] = words[:, 0], words[:, 1]
-    keys["tail"] = rows["port"].astype("u4") | rows["protocol"].astype("u4") << 16 | rows["family"].astype("u4") << 24
-    order = np.lexsort((keys["tail"], keys["high"], keys["low"]))
-    keys, rows = keys[order], rows[order]
-    starts = np.nonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))[0]
-    merged = rows[starts]
-    for name in ("packets", "bytes", "syns"):
-        merged[name] = np.add.reduceat(rows[name], starts)
-    merged["first_seen"] = np.minimum.reduceat(rows["first_seen"], starts)
-    merged["last_seen"] = np.maximum.reduceat(rows["last_seen"], starts)
-    return merged
+    new_source, new = _changes(words)
+    if (new_source[1:] & (keys[1:] ^ keys[:-1] < np.uint64(1 << 24))).any():  # sources whose hashes are the same
+        words = words.take(np.lexsort((words[:, 2], words[:, 1], words[:, 0], keys >> np.uint64(24))), axis=0)
+        _, new = _changes(words)
+    if new.all():
+        return words.view(ROW).reshape(-1)
+    merged = words.take(np.flatnonzero(new), axis=0)
+    of_several = ~new
+    of_several[:-1] |= of_several[1:]
+    parts = words.take(np.flatnonzero(of_several), axis=0)
+    starts = np.flatnonzero(new[of_several])
+    sums = parts.take(starts, axis=0)
+    for column in _SUMS:
+        sums[:, column] = np.add.reduceat(parts[:, column], starts)
+    sums.view("f8")[:, _FIRST] = np.minimum.reduceat(parts.view("f8")[:, _FIRST], starts)
+    sums.view("f8")[:, _LAST] = np.maximum.reduceat(parts.view("f8")[:, _LAST], starts)
+    merged[of_several[new]] = sums
+    return merged.view(ROW).reshape(-1)
 
 
-def unique_sources(rows: np.ndarray) -> dict[Family, int]:
-    """Distinct source addresses by family."""
-    words = _words(rows)
-    return {family: len(np.unique(words[rows["family"] == family], axis=0)) for family in (Family.IPV4, Family.IPV6)}
+def _changes(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows have another source than the one before them, and which are another talker. The first has and is."""
+    source, talker = np.ones(len(words), bool), np.ones(len(words), bool)
+    tail = words[1:, 2] ^ words[:-1, 2]
+    source[1:] = (words[1:, 0] != words[:-1, 0]) | (words[1:, 1] != words[:-1, 1]) | (tail >= np.uint64(1 << 24))
+    talker[1:] = source[1:] | (tail != 0)
+    return source, talker
+
+
+def assemble(most: int, chunks: Iterable[np.ndarray]) -> np.ndarray:
+    """One array from chunks that have `most` rows together at most; memory that is not written to costs nothing."""
+    words = np.empty((most, WORDS), "u8")
+    length = 0
+    for chunk in chunks:
+        words[length : length + len(chunk)] = words_of(chunk)
+        length += len(chunk)
+    return words[:length].view(ROW).reshape(-1)
+
+
+# Questions
+
+
+def merged_chunks(*parts: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows of all parts with those of the same source, protocol and port summed, in chunks that no source straddles."""
+    words = [words_of(part) for part in parts if len(part)]
+    keys = np.concatenate([NO_KEYS, *(sort_keys(*of[at : at + CHUNK, :3].T) for of in words for at in range(0, len(of), CHUNK))])
+    for order, chunk_keys in ordered_chunks(keys):
+        yield collapse(_gather(words, order).view(ROW).reshape(-1), chunk_keys)
+
+
+def _gather(parts: list[np.ndarray], at: np.ndarray) -> np.ndarray:
+    """`concatenate(parts)[at]`, without concatenating."""
+    if len(parts) == 1:
+        return parts[0].take(at, axis=0)
+    gathered = np.empty((len(at), WORDS), "u8")
+    for part in parts:
+        mine = np.flatnonzero((at >= 0) & (at < len(part)))
+        gathered[mine] = part.take(at.take(mine), axis=0)
+        at = at - len(part)
+    return gathered
+
+
+def merge(*parts: np.ndarray) -> np.ndarray:
+    """Sum the rows of the same source, protocol and port: over CPUs, or over intervals. Those of a source are neighbours then."""
+    return assemble(sum(len(part) for part in parts), merged_chunks(*parts))
+
+
+def by_source(rows: np.ndarray) -> np.ndarray:
+    """Sum the rows of each source, whose protocol and port are then 0."""
+    rows = words_of(rows).copy()
+    rows[:, 2] &= np.uint64(0xFF000000)
+    return merge(rows.view(ROW).reshape(-1))
+
+
+def unique_sources(merged: np.ndarray) -> dict[Family, int]:
+    """Distinct source addresses by family, of rows that are merged."""
+    words, ipv4, ipv6 = words_of(merged), 0, 0
+    for begin in range(0, len(words), CHUNK):
+        before = min(begin, 1)
+        new = _changes(words[begin - before : begin + CHUNK])[0][before:]
+        number = np.count_nonzero(new & (words[begin : begin + CHUNK, 2] >> np.uint64(24) == Family.IPV6))
+        ipv4, ipv6 = ipv4 + np.count_nonzero(new) - number, ipv6 + number
+    return {Family.IPV4: ipv4, Family.IPV6: ipv6}
+
+
+def unique_by_port(merged: np.ndarray) -> np.ndarray:
+    """Sources that each port was reached by, as an array of PORT_SOURCES, those with the most first: of rows that are merged."""
+    tails = words_of(merged)[:, 2].astype("u4")
+    tails, counts = np.unique(tails, return_counts=True)
+    order = counts.argsort(kind="stable")[::-1]
+    found = np.empty(len(tails), PORT_SOURCES)
+    for name in ("port", "protocol", "family"):
+        found[name] = tails.view(np.dtype([("port", "u2"), ("protocol", "u1"), ("family", "u1")]))[name].take(order)
+    found["sources"] = counts.take(order)
+    return found
+
+
+def _most(column: np.ndarray, limit: int) -> np.ndarray:
+    """Indexes of the `limit` largest, in the order in which they stand."""
+    if len(column) <= limit:
+        return np.arange(len(column))
+    if not limit:
+        return np.zeros(0, int)
+    at = np.argpartition(column, len(column) - limit)[len(column) - limit :]
+    at.sort()
+    return at
 
 
 def strongest(rows: np.ndarray, by: str, limit: int) -> np.ndarray:
     """The `limit` rows with the most of `by` ("packets", "bytes", "syns"), strongest first."""
-    if len(rows) > limit > 0:
-        rows = rows[np.argpartition(rows[by], len(rows) - limit)[len(rows) - limit :]]
-    return rows[np.argsort(rows[by], kind="stable")[::-1]]
+    rows = take(rows, _most(rows[by], limit))
+    return take(rows, rows[by].argsort(kind="stable")[::-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What was found out of many rows."""
+
+    unique: dict[Family, int]
+    """Distinct source addresses."""
+    strongest: np.ndarray
+    """In the order of merged rows."""
+    complete: bool
+    """Is that every row?"""
+
+
+Where = Callable[[np.ndarray], np.ndarray]
+"""From rows, a mask of those that are wanted."""
+
+
+def survey(*parts: np.ndarray, by: str = "packets", limit: int = 0, where: Where | None = None) -> Survey:
+    """Look at all parts as merged, without making that array: how many sources there are, and the `limit` rows with the most of `by`."""
+    unique = {Family.IPV4: 0, Family.IPV6: 0}
+    kept: list[np.ndarray] = []
+    seen = 0
+    for rows in merged_chunks(*parts):
+        if where is not None:
+            rows = take(rows, np.flatnonzero(where(rows)))
+        for family, number in unique_sources(rows).items():
+            unique[family] += number
+        seen += len(rows)
+        kept.append(take(rows, _most(rows[by], limit)))
+        if sum(len(some) for some in kept) > 2 * limit + CHUNK:
+            kept = [_strongest_of(kept, by, limit)]
+    return Survey(unique, _strongest_of(kept, by, limit), seen <= limit)
+
+
+def _strongest_of(parts: list[np.ndarray], by: str, limit: int) -> np.ndarray:
+    rows = assemble(sum(len(part) for part in parts), parts)
+    return take(rows, _most(rows[by], limit))
+
+
+def of_source(rows: np.ndarray, family: Family, packed: bytes) -> np.ndarray:
+    """The rows of one source."""
+    words = words_of(rows)
+    low, high = np.frombuffer(packed.ljust(16, b"\0"), "u8")
+    return take(rows, np.flatnonzero((words[:, 0] == low) & (words[:, 1] == high) & (words[:, 2] >> np.uint64(24) == family)))
 
 
 def talker(row: np.void) -> Talker:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from .model import Action, Count, Family, Outcome, ProtocolClass, Total, protocol_name
-from .rows import NO_ROWS, merge, strongest, talker, unique_sources
+from .rows import NO_ROWS, Survey, Where, by_source, strongest, survey, take, talker, unique_by_port, unique_sources
 
 _LATE_FACTOR = 1.25
 _LITTLE_SECONDS = 5
@@ -21,10 +22,10 @@ _KEEP_ROWS = 262_144
 """A summary over many windows keeps the strongest sources of them, so that a long interval does not grow without bound."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Window:
-    """One closed window. Times in seconds since the epoch; `rows` has a row for each source, protocol and port. `exact`: every packet found
-    its talker; else there were more of them than the rows tell, and totals alone are exact."""
+    """One closed window. Times in seconds since the epoch; `rows` are merged. `exact`: every packet found its talker; else there were more
+    of them than the rows tell, and totals alone are exact."""
 
     number: int
     started: float
@@ -42,8 +43,15 @@ class Window:
         """Did the daemon end it noticeably later than wanted?"""
         return self.seconds > self.wanted_seconds * _LATE_FACTOR + 1
 
+    @cached_property
     def unique_sources(self) -> Mapping[Family, int]:
+        """Distinct source addresses."""
         return unique_sources(self.rows)
+
+    @cached_property
+    def sources_by_port(self) -> np.ndarray:
+        """Distinct source addresses of each port, the busiest first: rows.PORT_SOURCES."""
+        return unique_by_port(self.rows)
 
 
 class Totals:
@@ -95,9 +103,9 @@ class Progress:
         """Has every packet of the last window and the running one found its talker, if so many have been lost by now?"""
         return lost == self.lost and (self.last is None or self.last.exact)
 
-    def recent(self, running: np.ndarray) -> np.ndarray:
-        """The talkers of the last window and the running one together."""
-        return merge(self.last.rows if self.last else NO_ROWS, running)
+    def recent(self, running: np.ndarray, by: str, limit: int, where: Where | None = None) -> Survey:
+        """Of the talkers of the last window and the running one together."""
+        return survey(self.last.rows if self.last else NO_ROWS, running, by=by, limit=limit, where=where)
 
     def since(self, now: float) -> Totals:
         """What rates are counted from: a window that has just begun says little."""
@@ -114,9 +122,9 @@ class Summary:
     exact: bool = True
 
     def add(self, window: Window) -> None:
-        self.exact &= window.exact
-        rows = merge(self.rows, window.rows)
-        self.rows = strongest(rows, "bytes", _KEEP_ROWS) if len(rows) > _KEEP_ROWS else rows
+        found = survey(self.rows, window.rows, by="bytes", limit=_KEEP_ROWS)
+        self.rows = found.strongest
+        self.exact &= window.exact and found.complete
 
     def text(self, now: Totals, top: int = 3) -> str:
         """Some lines: what came, what was dropped, and the strongest sources of this interval for each protocol."""
@@ -127,8 +135,8 @@ class Summary:
             f" {'' if self.exact else 'at least '}{unique[Family.IPV4]} IPv4 and {unique[Family.IPV6]} IPv6 sources"
         ]
         for protocol in np.unique(self.rows["protocol"]):
-            of_protocol = self.rows[self.rows["protocol"] == protocol]
-            sources = strongest(merge(of_protocol, by_source=True), "bytes", top)
+            of_protocol = take(self.rows, np.flatnonzero(self.rows["protocol"] == protocol))
+            sources = strongest(by_source(of_protocol), "bytes", top)
             named = (f"{talker(row).source} {row['packets']} packets {row['bytes']} bytes" for row in sources)
             lines.append(f"{protocol_name(int(protocol))}: {'; '.join(named)}")
         return "\n".join(lines)

@@ -1,19 +1,19 @@
 """The reader of the talker table against every interleaving with the packet path: no luck is needed to meet the rare ones.
 
-One entry is written in the order of bpf/xdpmond.bpf.c, store by store. The reader looks at it four times (which entries, then up to three
-copies), and within a copy each field may be read at any moment and in any order. All interleavings of the two stand side by side as the
-entries of one made-up table, which the real reader then reads.
+One entry is written in the order of bpf/xdpmond.bpf.c, store by store. The reader looks at it five times (at its window, then at its
+counts, to know whether it matters; then up to three copies), and within a copy each field may be read at any moment and in any order. All
+interleavings of the two stand side by side as the entries of one made-up table, which the real reader then reads.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 
+from xdpmond import rows
 from xdpmond.kernel import abi
 from xdpmond.kernel.talkers import TalkerTable
 
@@ -50,7 +50,7 @@ HISTORIES = {
 
 
 def interleavings(moments: int) -> Iterator[list[tuple[int, ...]]]:
-    """Moments at which the fields are read: of a look at the window, and of three copies, one after the other."""
+    """Moments at which the fields are read: of two looks at one of them, and of three copies, one after the other."""
 
     def copies(earliest: int, number: int) -> Iterator[list[tuple[int, ...]]]:
         if not number:
@@ -60,40 +60,45 @@ def interleavings(moments: int) -> Iterator[list[tuple[int, ...]]]:
             for rest in copies(max(read), number - 1):
                 yield [read, *rest]
 
-    for look in range(moments):
-        for read in copies(look, 3):
-            yield [(look,) * len(FIELDS), *read]
+    for looks in itertools.combinations_with_replacement(range(moments), 2):
+        for read in copies(looks[-1], 3):
+            yield [*((look,) * len(FIELDS) for look in looks), *read]
 
 
-class Scripted:
-    """A table whose every look shows the next of the prepared ones."""
+class Scripted(TalkerTable):
+    """A table whose every look shows the next of the prepared ones; which talker it is does not change."""
 
     def __init__(self, looks: list[np.ndarray]):
-        self._looks = looks
+        self._slice = self.capacity = len(looks[0])
+        self._looks = [look.view("u8").reshape(-1, 8) for look in looks]
+        self._copies = self._looks[2:]
 
-    def __getitem__(self, which: Any) -> np.ndarray:
-        return self._looks.pop(0)[which]
+    def _chunks(self) -> Iterator[slice]:
+        yield slice(0, self.capacity)
+
+    def _column(self, chunk: slice, word: int) -> np.ndarray:
+        looked_at = {2: self._looks[0], 5: self._looks[1]}  # window, packets
+        return looked_at.get(word, self._looks[0])[chunk, word].copy()
+
+    def _copy(self, at: np.ndarray) -> np.ndarray:
+        return self._copies.pop(0)[at]
 
 
 @pytest.mark.parametrize("name", HISTORIES)
-def test_a_closed_window_is_read_exactly(name: str) -> None:
+def test_a_closed_window_is_read_exactly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     states, expected = HISTORIES[name]
     schedules = list(interleavings(len(states)))
-    looks = [np.zeros(len(schedules), abi.TALKER) for _ in range(4)]
-    for at, schedule in enumerate(schedules):
-        for look, moments in zip(looks, schedule, strict=True):
-            window, packets0, packets1 = (states[moment][field] for field, moment in enumerate(moments))
-            look["window"][at] = window
-            look["packets"][at] = packets0, packets1
-    for look in looks:
+    monkeypatch.setattr(rows, "CHUNK", len(schedules))  # so that each copy is one of the whole
+    looks = [np.zeros(len(schedules), abi.TALKER) for _ in range(5)]
+    for look, moments in zip(looks, np.array(schedules).transpose(1, 2, 0), strict=True):
+        window, packets0, packets1 = (np.array([state[field] for state in states])[at] for field, at in enumerate(moments))
+        look["window"], look["packets"][:, 0], look["packets"][:, 1] = window, packets0, packets1
         look["family"] = abi.FAMILY_IPV4
         # So that each row says of which interleaving it is.
         look["source"][:, :4] = np.arange(len(schedules), dtype="u4").view("u1").reshape(-1, 4)
         look["port"] = 443
-    table = TalkerTable.__new__(TalkerTable)
-    table._chunks = lambda: iter([Scripted(looks)])  # type: ignore[method-assign, assignment, list-item, return-value]
-    rows = table.read_closed(CLOSED)
+    read = Scripted(looks).read_closed(CLOSED)
     found = np.zeros(len(schedules), "u8")
-    np.add.at(found, np.ascontiguousarray(rows["source"][:, :4]).view("u4").ravel(), rows["packets"])
+    np.add.at(found, np.ascontiguousarray(read["source"][:, :4]).view("u4").ravel(), read["packets"])
     wrong = np.nonzero(found != expected)[0]
     assert not len(wrong), f"{len(wrong)} of {len(schedules)} interleavings, such as {schedules[wrong[0]]}: {found[wrong[0]]} packets"

@@ -15,7 +15,7 @@ from xdpmond.interfaces import InterfaceState
 from xdpmond.kernel.costs import MapCost
 from xdpmond.model import Action, Count, Family, Mode, Outcome, ProtocolClass, RuleCount, Total, Verdict
 from xdpmond.policy import Policy
-from xdpmond.rows import NO_ROWS
+from xdpmond.rows import NO_ROWS, unique_sources
 from xdpmond.windows import Totals, Window
 
 CELLS = st.lists(
@@ -105,12 +105,12 @@ def test_the_books_balance_or_say_that_they_do_not(before, after, closed, balanc
 
 
 def test_windows():
-    assert plain(documents.window(None, NO_ROWS, 60.0, exact=True)) == {
+    assert plain(documents.window(None, unique_sources(NO_ROWS), 60.0, exact=True)) == {
         "number": None, "started": None, "length_seconds": None, "wanted_seconds": 60.0, "late": False,
         "unique_sources": {"ipv4": 0, "ipv6": 0}, "exact": True,
     }  # fmt: skip
     last = Window(7, START, START + 90.0004, 60, RUNNING)
-    assert plain(documents.window(last, RUNNING, 60.0, exact=False)) == {
+    assert plain(documents.window(last, unique_sources(RUNNING), 60.0, exact=False)) == {
         "number": 7, "started": START, "length_seconds": 90.0, "wanted_seconds": 60.0, "late": True,
         "unique_sources": {"ipv4": 2, "ipv6": 0}, "exact": False,
     }  # fmt: skip

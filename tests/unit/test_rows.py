@@ -1,20 +1,54 @@
 """Talkers in bulk, against sums in plain dicts."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xdpmond import rows as rows_module
 from xdpmond.model import Count, Family
-from xdpmond.rows import NO_ROWS, ROW, count_of, merge, strongest, talker, unique_sources
+from xdpmond.rows import (
+    NO_ROWS,
+    ROW,
+    by_source,
+    count_of,
+    merge,
+    of_source,
+    strongest,
+    survey,
+    take,
+    talker,
+    unique_by_port,
+    unique_sources,
+)
 
 # Few different values, so that keys meet; some differ in one part only, or in the bytes that IPv4 leaves empty.
 SOURCES = [
     (Family.IPV4, bytes([192, 0, 2, 1])), (Family.IPV4, bytes([192, 0, 2, 2])), (Family.IPV4, bytes(4)), (Family.IPV6, bytes(16)),
     (Family.IPV6, bytes([192, 0, 2, 1]) + bytes(12)), (Family.IPV6, bytes(15) + b"\1"), (Family.IPV6, b"\xff" * 16),
 ]  # fmt: skip
+
+
+HASHES = {
+    "as it is": rows_module._hash6,
+    "few hashes": lambda low, high: low & np.uint64(1),
+    "one for all": lambda low, high: low * np.uint64(0),
+}
+
+
+@pytest.fixture(params=[("as it is", rows_module.CHUNK), ("few hashes", 4), ("one for all", 1)], ids=str, autouse=True, scope="module")
+def _weakened(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What is found must not depend on IPv6 addresses having different hashes, nor on how many rows are taken at a time."""
+    of_ipv6, chunk = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows_module, "_hash6", HASHES[of_ipv6])
+        patch.setattr(rows_module, "CHUNK", chunk)
+        yield
+
+
 NUMBERS = st.integers(0, 2**40)
 TIMES = st.floats(0, 2e9)
 ONE = st.tuples(
@@ -22,6 +56,7 @@ ONE = st.tuples(
     TIMES, TIMES,
 )  # fmt: skip
 MANY = st.lists(ONE, max_size=30)
+PARTS = st.lists(MANY, min_size=1, max_size=3)
 
 
 def array(rows):
@@ -44,10 +79,10 @@ def plain(rows):
     return found
 
 
-def summed(rows, by_source=False):
+def summed(rows, of_source=False):
     sums = defaultdict(list)
     for (family, address), protocol, port, *numbers in rows:
-        key = (int(family), address.ljust(16, b"\0"), 0 if by_source else protocol, 0 if by_source else port)
+        key = (int(family), address.ljust(16, b"\0"), 0 if of_source else protocol, 0 if of_source else port)
         sums[key].append(numbers)
     return {
         key: (*(sum(each[i] for each in of) for i in range(3)), min(each[3] for each in of), max(each[4] for each in of))
@@ -55,33 +90,85 @@ def summed(rows, by_source=False):
     }
 
 
-@given(st.lists(MANY, min_size=1, max_size=3), st.booleans())
-def test_merging_sums_what_has_the_same_key(parts, by_source):
+@given(PARTS)
+def test_merging_sums_what_has_the_same_key(parts):
     arrays = [array(part) for part in parts]
     before = [made.copy() for made in arrays]
-    assert plain(merge(*arrays, by_source=by_source)) == summed([row for part in parts for row in part], by_source)
+    assert plain(merge(*arrays)) == summed([row for part in parts for row in part])
     assert all((made == was).all() for made, was in zip(arrays, before, strict=True))  # they belong to a window that is kept
 
 
 @given(MANY)
-def test_merging_twice_changes_nothing(rows):
-    once = merge(array(rows))
-    assert plain(merge(once)) == plain(once)
+def test_merging_by_source(rows):
+    given_ = array(rows)
+    before = given_.copy()
+    assert plain(by_source(given_)) == summed(rows, of_source=True)
+    assert (given_ == before).all()
+
+
+@given(PARTS)
+def test_rows_of_a_source_are_neighbours_when_merged(parts):
+    merged = merge(*map(array, parts))
+    sources = [(int(row["family"]), row["source"].tobytes()) for row in merged]
+    changes = [here for here, before in zip(sources, [None, *sources], strict=False) if here != before]
+    assert len(changes) == len(set(sources))
+
+
+@given(PARTS)
+def test_merging_what_is_merged(parts):
+    merged = [merge(array(part)) for part in parts]
+    assert plain(merge(*merged)) == summed([row for part in parts for row in part])
 
 
 @given(MANY)
 def test_the_sum_is_kept(rows):
     wanted = Count(sum(row[3] for row in rows), sum(row[4] for row in rows))
-    assert count_of(array(rows)) == count_of(merge(array(rows))) == count_of(merge(array(rows), by_source=True)) == wanted
+    assert count_of(array(rows)) == count_of(merge(array(rows))) == count_of(by_source(array(rows))) == wanted
 
 
-@given(MANY)
-def test_unique_sources(rows):
-    wanted = {family: len({source for source, *_ in rows if source[0] is family}) for family in (Family.IPV4, Family.IPV6)}
-    assert unique_sources(array(rows)) == wanted
+@given(PARTS)
+def test_unique_sources(parts):
+    together = [row for part in parts for row in part]
+    wanted = {family: len({source for source, *_ in together if source[0] is family}) for family in (Family.IPV4, Family.IPV6)}
+    assert unique_sources(merge(*map(array, parts))) == survey(*map(array, parts)).unique == wanted
 
 
-@given(MANY, st.sampled_from(["packets", "bytes", "syns"]), st.integers(1, 40))
+@given(PARTS)
+def test_unique_sources_of_each_port(parts):
+    sources = {(port, protocol, family, address) for part in parts for (family, address), protocol, port, *_ in part}
+    wanted = Counter((port, protocol, int(family)) for port, protocol, family, _ in sources)
+    found = unique_by_port(merge(*map(array, parts)))
+    assert {(port, protocol, family): count for port, protocol, family, count in found.tolist()} == wanted
+    assert found["sources"].tolist() == sorted(wanted.values(), reverse=True)
+
+
+@given(PARTS, st.sampled_from(["packets", "bytes", "syns"]), st.integers(0, 40), st.sampled_from([None, 1, 6]))
+def test_a_survey_finds_what_merging_would(parts, by, limit, protocol):
+    where = None if protocol is None else lambda rows: rows["protocol"] == protocol
+    found = survey(*map(array, parts), by=by, limit=limit, where=where)
+    merged = merge(*map(array, parts))
+    wanted = merged if protocol is None else merged[merged["protocol"] == protocol]
+    assert found.unique == unique_sources(wanted)
+    assert sorted(found.strongest[by].tolist()) == sorted(wanted[by].tolist())[max(len(wanted) - limit, 0) :]
+    assert plain(found.strongest).items() <= plain(wanted).items()
+    assert found.complete == (len(wanted) <= limit)
+
+
+@given(MANY, st.sampled_from(SOURCES))
+def test_the_rows_of_one_source(rows, source):
+    family, address = source
+    found = of_source(array(rows), family, address)
+    assert found.tobytes() == array([row for row in rows if row[0] == source]).tobytes()
+
+
+@given(MANY, st.lists(st.integers(0, 2**16), max_size=10))
+def test_taking_rows(rows, at):
+    given_ = array(rows)
+    indexes = np.array([number % len(rows) for number in at] if rows else [], int)
+    assert (take(given_, indexes) == given_[indexes]).all()
+
+
+@given(MANY, st.sampled_from(["packets", "bytes", "syns"]), st.integers(0, 40))
 def test_the_strongest_are_the_strongest_in_order(rows, by, limit):
     index = {"packets": 3, "bytes": 4, "syns": 5}[by]
     found = strongest(array(rows), by, limit)
@@ -89,7 +176,7 @@ def test_the_strongest_are_the_strongest_in_order(rows, by, limit):
 
 
 def test_of_nothing_there_is_nothing():
-    assert len(merge(NO_ROWS)) == len(merge(NO_ROWS, NO_ROWS, by_source=True)) == len(strongest(NO_ROWS, "bytes", 3)) == 0
+    assert len(merge(NO_ROWS)) == len(merge(NO_ROWS, NO_ROWS)) == len(by_source(NO_ROWS)) == len(strongest(NO_ROWS, "bytes", 3)) == 0
     assert count_of(NO_ROWS) == Count()
     assert unique_sources(NO_ROWS) == {Family.IPV4: 0, Family.IPV6: 0}
 

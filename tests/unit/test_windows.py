@@ -8,7 +8,7 @@ from servicefakes import START, rows
 
 from xdpmond import windows
 from xdpmond.model import Count, Family, Outcome, ProtocolClass, Total
-from xdpmond.rows import count_of
+from xdpmond.rows import count_of, strongest
 from xdpmond.windows import Progress, Summary, Totals, Window, by_family, by_protocol
 
 
@@ -36,7 +36,7 @@ def test_a_short_window_is_not_late_by_a_tick():
 
 
 def test_a_window_without_traffic():
-    assert Window(1, START, START + 60, 60).unique_sources() == {Family.IPV4: 0, Family.IPV6: 0}
+    assert Window(1, START, START + 60, 60).unique_sources == {Family.IPV4: 0, Family.IPV6: 0}
 
 
 def test_totals_are_summed_as_asked_for():
@@ -104,4 +104,5 @@ def test_a_long_summary_keeps_the_strongest():
     summary.add(Window(1, START, START + 60, 60, many))
     summary.add(window(2, ("198.51.100.1", 6, 22, 9, 900), ("198.51.100.2", 6, 22, 9, 901)))
     assert len(summary.rows) == most
-    assert count_of(summary.rows[:2]) == Count(18, 1801)
+    assert count_of(strongest(summary.rows, "bytes", 2)) == Count(18, 1801)
+    assert f"at least 2 IPv4 and {most - 2} IPv6 sources" in summary.text(totals(at=START + 60))

@@ -5,7 +5,7 @@ counts [1] belong to the window before. The writer's order for the first packet 
 number, then zero [0] (`roll` in bpf/xdpmond.bpf.c).
 
 So, once no packet is under way that still saw the old number, a window that has closed is read exactly, without stopping anything, by
-copying a slice twice:
+copying each entry twice:
 
 - number still the closed one in the *second* copy: the writer had not zeroed [0] at the time of the *first*, whose [0] is right;
 - number already the running one in the *first*: [1] had been moved before, so that of the *second* is right;
@@ -13,86 +13,135 @@ copying a slice twice:
 
 This leans on stores being seen in their order, as x86 promises. An entry whose closed counts are unread is not replaced meanwhile
 (`keeps_closed`), so that no count is both read and counted as evicted.
+
+A million entries are read in two passes. The first finds those that matter, and their keys; then the keys are sorted; the second copies
+entries in that order, so that the same talker in several slices is summed on the way, and no second array of all rows is ever needed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 
-from ..rows import ROW
+from ..rows import CHUNK, ROW, WORDS, assemble, collapse, ordered_chunks, sort_keys, take
 from . import abi
 from .maps import map_memory, realtime_at_monotonic_zero
 
-_FAMILY_NUMBER = np.array([0, 4, 6], "u1")  # enum xm_family to model.Family
 _SEEN_UNIT = (1 << abi.SEEN_SHIFT) / 1e9  # seconds
 
-_CHUNK_SETS = 8192  # 2 MB: small enough that the interpreter's lock is never held for long
+# An entry's words, which are eight like those of a row: source in two, then
+_TAIL, _BYTES, _PACKETS, _SYNS, _SEEN = 2, 3, 5, 6, 7
+_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 class TalkerTable:
     """The slices of all CPUs."""
 
     def __init__(self, map_fd: int, *, cpus: int, sets: int):
-        self.capacity = cpus * sets * abi.WAYS
-        self._slices = cpus
+        self._slice = sets * abi.WAYS
+        self.capacity = cpus * self._slice
         self._memory = map_memory(map_fd, cpus * sets * abi.SET.itemsize, write=False)
-        self._entries = np.frombuffer(self._memory, abi.TALKER, self.capacity)
+        self._words = np.frombuffer(self._memory, "u8", self.capacity * WORDS).reshape(-1, WORDS)
 
-    def _chunks(self):
-        step = _CHUNK_SETS * abi.WAYS
-        for at in range(0, self.capacity, step):
-            yield self._entries[at : at + step]
+    def _column(self, chunk: slice, word: int) -> np.ndarray:
+        """One word of neighbouring entries, as it is now."""
+        return self._words[chunk, word].copy()
+
+    def _copy(self, at: np.ndarray) -> np.ndarray:
+        """Entries as they are now."""
+        return self._words.take(at, axis=0)
+
+    def _chunks(self) -> Iterator[slice]:
+        return (slice(at, at + CHUNK) for at in range(0, self.capacity, CHUNK))
+
+    def _keys(self, chunk: slice, tail: np.ndarray, found: np.ndarray) -> np.ndarray:
+        return sort_keys(*(column.take(found) for column in (self._column(chunk, 0), self._column(chunk, 1), _tail(tail))))
 
     def read_closed(self, closed: int) -> np.ndarray:
-        """All talkers of the window `closed`, which must be the one before the running one, as an array of ROW; a source that came in on
-        several CPUs has a row for each. Call it in a thread."""
-        found = []
+        """All talkers of the window `closed`, which must be the one before the running one, as merged rows. Call it in a thread."""
         running = closed + 1
-        for live in self._chunks():
-            # What has neither number now has no counts of the closed window, whatever becomes of it while we read.
-            live_rows = np.nonzero(live["window"] - np.uint32(closed) <= 1)[0]
-            first = live[live_rows]
-            second = live[live_rows]
-            still = (second["window"] == closed) & (first["packets"][:, 0] > 0)
-            rolled = second["window"] == running
-            late = np.nonzero(rolled & (first["window"] != running))[0]
-            second[late] = live[live_rows[late]]
-            rolled &= second["packets"][:, 1] > 0
-            found.append(_rows(first[still], 0))
-            found.append(_rows(second[rolled], 1))
-        return np.concatenate(found)
+        places, keys = [], []
+        for chunk in self._chunks():
+            # What has neither number now has no counts of the closed window, whatever becomes of it while we read; and what has the
+            # running one has moved them. So what is found here has unread counts, and its talker stays.
+            tail = self._column(chunk, _TAIL)
+            window, moved = tail >> _HALF, self._column(chunk, _PACKETS) >> _HALF
+            found = np.flatnonzero((window == closed) | ((window == running) & (moved > 0)))
+            places.append(chunk.start + found)
+            keys.append(self._keys(chunk, tail, found))
+
+        def read(at: np.ndarray, keys: np.ndarray) -> np.ndarray:
+            first, second = self._copy(at), self._copy(at)
+            still = second[:, _TAIL] >> _HALF == closed
+            late = np.flatnonzero(~still & (first[:, _TAIL] >> _HALF == closed))
+            second[late] = self._copy(at.take(late))
+            packets = np.where(still, first[:, _PACKETS] & _LOW, second[:, _PACKETS] >> _HALF)
+            syns = np.where(still, first[:, _SYNS] & _LOW, second[:, _SYNS] >> _HALF)
+            bytes_ = np.where(still, first[:, _BYTES], second[:, _BYTES + 1])
+            return _collapsed(_rows(second, packets, bytes_, syns), keys, packets > 0)
+
+        return _in_order(places, keys, read)
 
     def read_running(self, running: int) -> np.ndarray:
-        """All talkers of the running window so far, as an array of ROW. An entry that is replaced under the reader is left out."""
-        found = []
-        for live in self._chunks():
-            live_rows = np.nonzero(live["window"] == running)[0]
-            first = live[live_rows]
-            second = live[live_rows]
-            same = (second["window"] == running) & (second["packets"][:, 0] > 0) & (first["first_seen"] == second["first_seen"])
-            for name in ("source", "port", "protocol"):
-                equal = first[name] == second[name]
-                same &= equal.all(axis=1) if equal.ndim > 1 else equal
-            found.append(_rows(second[same], 0))
-        return np.concatenate(found)
+        """All talkers of the running window so far, as merged rows. An entry that is replaced under the reader is left out."""
+        places, keys = [], []
+        for chunk in self._chunks():
+            tail = self._column(chunk, _TAIL)
+            found = np.flatnonzero(tail >> _HALF == running)
+            places.append(chunk.start + found)
+            keys.append(self._keys(chunk, tail, found))
 
-    def occupied(self, running: int) -> list[int]:
-        """Entries of the running window or the one before it, by slice."""
-        found = []
-        for of_cpu in self._entries.reshape(self._slices, -1):
-            parts = (of_cpu[at : at + _CHUNK_SETS * abi.WAYS] for at in range(0, len(of_cpu), _CHUNK_SETS * abi.WAYS))
-            found.append(sum(int(np.count_nonzero(live["window"] >= running - 1)) for live in parts))
-        return found
+        def read(at: np.ndarray, keys: np.ndarray) -> np.ndarray:
+            first, second = self._copy(at), self._copy(at)
+            packets = second[:, _PACKETS] & _LOW
+            low, high, tail = second[:, : _TAIL + 1].T.copy()
+            same = (packets > 0) & (tail >> _HALF == running) & (sort_keys(low, high, _tail(tail)) == keys)
+            for word, now in enumerate((low, high, tail)):
+                same &= first[:, word] == now
+            same &= first[:, _SEEN] & _LOW == second[:, _SEEN] & _LOW
+            return _collapsed(_rows(second, packets, second[:, _BYTES].copy(), second[:, _SYNS] & _LOW), keys, same)
+
+        return _in_order(places, keys, read)
+
+    def load(self, running: int) -> list[tuple[int, int]]:
+        """Entries of the running window or the one before it, and the capacity: of each slice."""
+        live = np.concatenate([self._column(chunk, _TAIL) >> _HALF >= running - 1 for chunk in self._chunks()])
+        return [(int(used), self._slice) for used in np.count_nonzero(live.reshape(-1, self._slice), axis=1)]
+
+    def occupied(self, running: int) -> int:
+        """Of all slices."""
+        return sum(used for used, _ in self.load(running))
 
 
-def _rows(entries: np.ndarray, which: int) -> np.ndarray:
-    rows = np.empty(len(entries), ROW)
-    for name in ("source", "protocol", "port"):
-        rows[name] = entries[name]
-    rows["family"] = _FAMILY_NUMBER[entries["family"]]
-    for name in ("packets", "bytes", "syns"):
-        rows[name] = entries[name][:, which]
-    epoch = realtime_at_monotonic_zero()
-    for name in ("first_seen", "last_seen"):
-        rows[name] = epoch + entries[name] * _SEEN_UNIT
+def _tail(tail: np.ndarray) -> np.ndarray:
+    """A row's third word from that of an entry."""
+    family = tail >> np.uint64(24) & np.uint64(3)  # enum xm_family: 1 is IPv4, 2 is IPv6
+    return tail & np.uint64(0xFFFFFF) | (family * np.uint64(2) + np.uint64(2)) << np.uint64(24)
+
+
+def _in_order(places: list[np.ndarray], keys: list[np.ndarray], read: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """What `read` makes of the places, in chunks in the order of their keys."""
+    at = np.concatenate(places).astype("u4")
+    places.clear()
+    ordered = ordered_chunks(np.concatenate(keys))
+    keys.clear()
+    return assemble(len(at), (read(at.take(chunk), chunk_keys) for chunk, chunk_keys in ordered))
+
+
+def _rows(entries: np.ndarray, packets: np.ndarray, bytes_: np.ndarray, syns: np.ndarray) -> np.ndarray:
+    """Turn a copy of entries into rows with these counts, in its own memory."""
+    seen, epoch = entries[:, _SEEN].copy(), realtime_at_monotonic_zero()
+    entries[:, _TAIL] = _tail(entries[:, _TAIL])
+    rows = entries.view(ROW).reshape(-1)
+    rows["packets"], rows["bytes"], rows["syns"] = packets, bytes_, syns
+    rows["first_seen"] = epoch + (seen & _LOW) * _SEEN_UNIT
+    rows["last_seen"] = epoch + (seen >> _HALF) * _SEEN_UNIT
     return rows
+
+
+def _collapsed(rows: np.ndarray, keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    if not wanted.all():
+        at = np.flatnonzero(wanted)
+        rows, keys = take(rows, at), keys.take(at)
+    return collapse(rows, keys)
