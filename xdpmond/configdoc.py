@@ -13,7 +13,7 @@ import textwrap
 from itertools import groupby
 from pathlib import Path
 
-from .config import ANY_NAME, SETTINGS, TABLES, Interface, Setting
+from .config import ANY_NAME, ARRAYS, EACH, SETTINGS, TABLES, Interface, Setting
 from .kinds import ENTRIES
 
 BEGIN = '.\\" The settings up to the end mark are made by: python3 -m xdpmond.configdoc man/xdpmond.toml.5'
@@ -30,12 +30,13 @@ def man_settings() -> str:
     """The settings as man macros, one section for each table."""
     lines = []
     for table, settings in groupby(SETTINGS.values(), key=lambda setting: setting.path[:-1]):
-        lines.append(f".SS {_man('[' + '.'.join(table) + ']') if table else 'Above the first [table] line'}")
+        lines.append(f".SS {_man(_heading(table)) if table else 'Above the first [table] line'}")
         if table:
             lines.append(_man_text(_about(table)))
         for setting in settings:
-            lines += [".TP", f'.BR {setting.path[-1]} " = {_man(_default(setting))}"']
-            lines += [_man_text(setting.help), ".br", f"Takes {_man(setting.kind.form)}."]
+            default = "" if setting.needed else f' " = {_man(_default(setting))}"'
+            lines += [".TP", f".{'BR' if default else 'B'} {setting.path[-1]}{default}"]
+            lines += [_man_text(setting.help), ".br", f"Takes {_man(setting.kind.form)}{'; must be given' if setting.needed else ''}."]
     return "\n".join(lines) + "\n"
 
 
@@ -52,7 +53,7 @@ def vendor_toml() -> str:
     """Every setting that a vendor may set, with its default and its help."""
     lines = [_VENDOR_HEAD]
     for table, settings in groupby(SETTINGS.values(), key=lambda setting: setting.path[:-1]):
-        if ANY_NAME in table:
+        if ANY_NAME in table or EACH in table:
             continue
         if table:
             lines += [f"# {_about(table)}", f"[{'.'.join(table)}]\n"]
@@ -63,15 +64,19 @@ def vendor_toml() -> str:
     return "\n".join(lines)
 
 
+def _heading(table: tuple[str, ...]) -> str:
+    return f"[[{table[0]}]]" if EACH in table else f"[{'.'.join(table)}]"
+
+
 def _about(table: tuple[str, ...]) -> str:
     """What a table is for, from its docstring, which starts with the table's name."""
-    declared = Interface if ANY_NAME in table else TABLES[table[0]]
+    declared = Interface if ANY_NAME in table else (TABLES | ARRAYS)[table[0]]
     text = " ".join((declared.__doc__ or "").partition(": ")[2].split())
     return text[:1].upper() + text[1:]
 
 
 def _default(setting: Setting) -> str:
-    return "as everywhere" if setting.default is None else setting.kind.show(setting.default)
+    return "as everywhere" if ANY_NAME in setting.path else setting.kind.show(setting.default)
 
 
 def _man(text: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -78,6 +79,36 @@ def number(low: int, high: int, *, power_of_two: bool = False) -> Kind[int]:
         return value
 
     return Kind(form, parse, str)
+
+
+_SIZE_UNITS = {"T": 1 << 40, "G": 1 << 30, "M": 1 << 20, "K": 1 << 10}
+
+
+def size(low: int, high: int, *, or_zero: str = "") -> Kind[int]:
+    """Bytes, written as a whole number with a unit."""
+
+    def show(number: int) -> str:
+        unit = next((unit for unit, factor in _SIZE_UNITS.items() if number and number % factor == 0), "")
+        return f'"{number // _SIZE_UNITS.get(unit, 1)}{unit}"'
+
+    form = f"a size from {show(low)} to {show(high)} in K, M, G or T" + (f', or "0" {or_zero}' if or_zero else "")
+
+    def parse(value: object) -> int:
+        match = re.fullmatch("([0-9]{1,12})([KMGT]?)", value) if isinstance(value, str) else None
+        bytes_ = int(match[1]) * _SIZE_UNITS.get(match[2], 1) if match else -1
+        if match is None or not (low <= bytes_ <= high or (or_zero and bytes_ == 0)):
+            raise refusal(value, form, hint='write for example "100M"')
+        return bytes_
+
+    return Kind(form, parse, show)
+
+
+def _parse_path(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not value.startswith("/") or value.endswith("/"):
+        raise refusal(value, "the path of a file", hint='write it in full, for example "/var/log/xdpmond/events.jsonl"')
+    if os.path.normpath(value) != value:
+        raise refusal(value, "a plain path", hint=f'write "{os.path.normpath(value)}"')
+    return value
 
 
 def _parse_switch(value: object) -> bool:
@@ -156,6 +187,7 @@ def _show_list(values: tuple[Any, ...]) -> str:
 
 SWITCH = Kind("true or false", _parse_switch, lambda value: str(value).lower())
 INTERFACES = Kind("an interface name, or a list of them", _parse_interfaces, _show_interfaces)
+PATH = Kind("the path of a file, from / on", _parse_path, lambda value: json.dumps(value))
 PORTS = Kind('a list of "tcp/NUMBER" and "udp/NUMBER"', _parse_ports, _show_list)
 ENTRIES: Kind[Any] = Kind('a list of prefixes, each a string or { prefix = "...", reason = "..." }', _parse_item, _show_list)
 """Read item by item, since each has a line of its own."""

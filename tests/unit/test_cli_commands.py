@@ -464,7 +464,7 @@ def attacked() -> dict[str, Any]:
         window={"started": NOW - 90, "length_seconds": 75, "late": True, "unique_sources": {"ipv4": 10**7, "ipv6": 10**6}, "exact": False},
         top=[talker(source=f"2001:db8:1234:5678:9abc:def0:1234:567{index}", port=65535, packets=10**8, syns=10**8) for index in range(5)],
         losses={"ring_full": 10**6, "over_budget": 10**6, "merged": 10**6, "queue_full": {"journal": 5, "bus": 6},
-                "journal_held_back": 10**6},
+                "journal_held_back": 10**6, "followers": 3, "log_queue": {"/var/log/a": 7, "/var/log/b": 10**6}, "log_disk": {"/x": 9}},
         anomalies={"truncated": 7, "bad-header": 9}, confirm={"mode": "monitor", "seconds_left": 42},
         last_reload={"when": NOW - 30, "ok": False, "message": "/etc/xdpmond/xdpmond.toml: interfaces.eth0.attach: 'nativ' is not known"},
     )  # fmt: skip
@@ -480,6 +480,8 @@ def test_status_fits_the_screen_when_all_is_wrong(fake: FakeDaemon) -> None:
     assert any("xdpmonctl confirm" in line and "42s" in line for line in lines)
     assert any(line.startswith("top sources of ≥ 11,000,000 since ") for line in lines)
     painted = ctl(fake, "status", terminal=True).out
+    lost = next(line for line in ctl(fake, "status").out.splitlines() if line.startswith("lost") and "log files" in line)
+    assert "1.00 M for log files (queue full)" in lost and "9 for log files (not written)" in lost and "3 for followers" in lost
     for label in ("lost", "books", "reload"):
         assert f"\x1b[1;31m{label:<10}" in painted
     assert "\x1b[1;31msampled" not in painted
@@ -549,7 +551,7 @@ def test_status_of_interfaces_in_different_modes(fake: FakeDaemon) -> None:
 
 
 @pytest.mark.parametrize(
-    "status", [{}, {"interfaces": "none", "top": [None, 3], "rates": [], "losses": 5, "policy": None, "totals": {"packets": "x"}}]
+    "status", [{}, {"interfaces": "none", "top": [None, 3], "rates": [], "losses": {"log_queue": 5, "queue_full": 3}, "policy": None, "totals": {"packets": "x"}}]
 )
 def test_status_of_an_unknown_daemon_is_shown_in_any_case(fake: FakeDaemon, status: dict[str, Any]) -> None:
     fake.status = status

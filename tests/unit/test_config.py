@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xdpmond.config import SETTINGS, Config, ConfigPaths, Interface, config_warnings, load, require_force
+from xdpmond.config import ANY_NAME, EACH, SETTINGS, Config, ConfigPaths, Interface, Log, LogFormat, config_warnings, load, require_force
 from xdpmond.configdoc import vendor_toml, with_settings
 from xdpmond.errors import ConfigError, GuardError
 from xdpmond.kinds import ENTRIES
@@ -53,7 +53,9 @@ def tree(tmp_path):
 # --- the table
 
 
-WITH_DEFAULT = [setting for setting in SETTINGS.values() if setting.kind is not ENTRIES and setting.default is not None]
+WITH_DEFAULT = [
+    setting for setting in SETTINGS.values() if setting.kind is not ENTRIES and not setting.needed and ANY_NAME not in setting.path
+]
 
 
 @pytest.mark.parametrize("setting", WITH_DEFAULT, ids=lambda setting: setting.name)
@@ -73,6 +75,7 @@ def test_each_setting_can_be_set_and_arrives(tree):
         force_default_deny = true
         window = "2m"
         summary_interval = "0s"
+        log_buffer_size = 1024
         events = { enable = false, interval = "5s", per_second = 7, ring_size = 65536 }
         tables = { talkers = 2048, prefixes = 4096, rule_counters = 1024 }
         journal = { events_per_minute = 0 }
@@ -80,11 +83,18 @@ def test_each_setting_can_be_set_and_arrives(tree):
         [interfaces.eth1]
         attach = "native"
         mode = "monitor"
+        [[log]]
+        path = "/var/log/xdpmond/events.csv"
+        format = "csv"
+        rotate_size = "2M"
+        rotate_age = "1d"
+        keep = 3
+        compress = false
     """)
     for path, setting in SETTINGS.items():
         value = config
         for key in path:
-            value = value["eth1"] if key == "NAME" else getattr(value, key)
+            value = value["eth1"] if key == ANY_NAME else value[0] if key == EACH else getattr(value, key)
         assert value != setting.default, setting.name
     assert config.failsafe_ports == (Port("tcp", 2222), Port("udp", 51820))
     assert (config.window, config.summary_interval, config.events.interval) == (120.0, 0.0, 5.0)
@@ -99,6 +109,20 @@ def test_each_setting_can_be_set_and_arrives(tree):
 def test_no_file_at_all_means_the_defaults(tree):
     assert tree.load() == Config()
     assert tree.load("") == Config(files=(str(tree.paths.main),))
+
+
+def test_logs_add_up_in_the_order_of_the_files(tree):
+    tree.write("xdpmond.toml.d/10-a.toml", '[[log]]\npath = "/var/log/a"\nrotate_size = "1G"\n[[log]]\npath = "/var/log/b"\n')
+    tree.write("xdpmond.toml.d/20-b.toml", 'log = [{ path = "/var/log/c", rotate_age = "1h", rotate_size = "0" }]\n')
+    config = tree.load('[[log]]\npath = "/srv/first"\nformat = "csv"\n')
+    assert config.log == (
+        Log("/srv/first", LogFormat.CSV), Log("/var/log/a", rotate_size=1 << 30), Log("/var/log/b"),
+        Log("/var/log/c", rotate_age=3600.0, rotate_size=0),
+    )  # fmt: skip
+    before = tree.write("xdpmond.toml.d/30-d.toml", '\n\n[[log]]\npath = "/var/log/a"\n')
+    assert tree.refused("") == (
+        f"{before.parent.name}/30-d.toml:3: log: /var/log/a stands in {before.parent}/10-a.toml:1 already (delete one)"
+    )
 
 
 def test_the_vendor_file_is_current_and_changes_nothing(tree):
@@ -148,8 +172,8 @@ def test_man_has_no_complaint_and_shows_every_setting():
     done = subprocess.run(["man", "--warnings", "-l", str(MAN_PAGE)], capture_output=True, text=True, env=environment, check=True)
     assert done.stderr == ""
     for setting in SETTINGS.values():
-        shown = "as everywhere" if setting.default is None else setting.kind.show(setting.default)
-        assert f" {setting.path[-1]} = {shown}\n" in done.stdout
+        shown = "as everywhere" if ANY_NAME in setting.path else "" if setting.needed else setting.kind.show(setting.default)
+        assert (f" {setting.path[-1]} = {shown}\n" if shown else f" {setting.path[-1]} ") in done.stdout
 
 
 # --- merging
@@ -223,6 +247,23 @@ REFUSALS = [
     ('[interfaces."a b"]', 'xdpmond.toml:1: interfaces."a b": not an interface name'),
     ("interfaces.eth0 = 5", "xdpmond.toml:1: interfaces.eth0: 5 is not a table (write [interfaces.eth0]"),
     ("events = 5", "xdpmond.toml:1: events: 5 is not a table (write [events]"),
+    ('[[log]]\npath = "/x"\nformatt = "csv"', "xdpmond.toml:3: log.formatt: unknown key (did you mean log.format?)"),
+    ("[[log]]\nsiez = 1", "xdpmond.toml:2: log.siez: unknown key"),
+    ('[[logs]]\npath = "/x"', "xdpmond.toml:1: logs: unknown key (did you mean log?)"),
+    ('format = "csv"', "xdpmond.toml:1: format: unknown key (did you mean log.format?)"),
+    ('[[log]]\npath = "/x"\nmode = "enforce"', "xdpmond.toml:3: log.mode: unknown key (mode belongs above the first [table] line"),
+    ("\n[[log]]", "xdpmond.toml:2: log: path is missing (each [[log]] has its own)"),
+    ('[[log]]\npath = "/x"\n\n[[log]]\nkeep = 1', "xdpmond.toml:4: log: path is missing"),
+    ('[[log]]\npath = "/x"\n\n[[log]]\npath = "/x"', "xdpmond.toml:4: log: /x stands in "),
+    ('log = "/x"', "xdpmond.toml:1: log: '/x' is not an array of tables (write [[log]] on a line by itself, and its settings below)"),
+    ('[log]\npath = "/x"', "xdpmond.toml:1: log: {'path': '/x'} is not an array of tables (write [[log]] on a line by itself"),
+    ('log = [{ path = "/x" }, 3]', "xdpmond.toml:1: log: "),
+    ('[[log]]\npath = "events.jsonl"', "xdpmond.toml:2: log.path: 'events.jsonl' is not the path of a file (write it in full"),
+    ('[[log]]\npath = "/var/log/../x"', "xdpmond.toml:2: log.path: '/var/log/../x' is not a plain path (write \"/var/x\")"),
+    ('[[log]]\npath = "/x\\n"', "xdpmond.toml:2: log.path: '/x\\n' is not the path of a file"),
+    ('[[log]]\npath = "/x"\nformat = "jsnl"', "xdpmond.toml:3: log.format: 'jsnl' is not one of jsonl, csv (did you mean jsonl?)"),
+    ('[[log]]\npath = "/x"\nrotate_size = 100', "xdpmond.toml:3: log.rotate_size: 100 is not a size from \"64K\" to \"1T\""),
+    ('[[log]]\npath = "/x"\nrotate_size = "1K"', "xdpmond.toml:3: log.rotate_size: '1K' is not a size"),
     ('mode = "enforced"', "xdpmond.toml:1: mode: 'enforced' is not one of monitor, enforce (did you mean enforce?)"),
     ("mode = 5", "xdpmond.toml:1: mode: 5 is not one of monitor, enforce"),
     ("default = true", "default: True is not one of allow, log, deny"),

@@ -225,6 +225,12 @@ class Screen:
         queues = fields.value(losses, "queue_full")
         lost = _counted(losses, ring_full="events (ring full)")
         lost += _counted(queues, **{name: f"for {safe(name)} (queue full)" for name in queues}) if isinstance(queues, dict) else []
+        for name, why in (("log_queue", "queue full"), ("log_disk", "not written")):
+            of_logs = fields.value(losses, name)
+            if isinstance(of_logs, dict):
+                of_all = sum(fields.number(of_logs, path) for path in of_logs)
+                lost += _counted({name: of_all}, **{name: f"for log files ({why})"})
+        lost += _counted(losses, followers="for followers")
         if lost:
             lines += self._line("lost", lost, "bold", "red")
         packets = {name: fields.number(books, name, "packets") for name in ("evicted", "untracked")}
