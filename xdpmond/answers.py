@@ -114,8 +114,7 @@ def traffic(view: View, reading: Reading) -> Json:
 
 
 def entries(policy: Policy, counts: RuleCounts) -> Iterator[Json]:
-    for entry in policy.entries():
-        yield documents.entry(entry, policy.at(entry.prefix)[0] is entry, counts.get(entry.prefix))
+    return (documents.entry(entry, effective, counts.get(entry.prefix)) for entry, effective in policy.shown())
 
 
 def explain(view: View, family: Family, packed: bytes, counts: RuleCounts, running: np.ndarray) -> Json:
@@ -126,7 +125,8 @@ def explain(view: View, family: Family, packed: bytes, counts: RuleCounts, runni
     action = Action.PASS if verdict is Verdict.ALLOW else reported
     last = view.progress.last
     own = [of_source(rows, family, packed) for rows in ([last.rows] if last else []) + [running]]
-    explained = [documents.entry(entry, policy.at(entry.prefix)[0] is entry, counts.get(entry.prefix)) for entry in covering]
+    effective = [before is None or before.prefix != entry.prefix for before, entry in zip([None, *covering], covering, strict=False)]
+    explained = [documents.entry(entry, first, counts.get(entry.prefix)) for entry, first in zip(covering, effective, strict=True)]
     return {
         "address": format_address(family, packed),
         "family": family.label,

@@ -41,7 +41,7 @@ from .policy import Policy
 from .service import Ports, Service
 from .sinks.console import ConsoleSink
 from .sinks.journal import JournalSink
-from .sinks.logfile import LogFiles, require_writable
+from .state import NAME as STATE_FILE
 from .state import OperatorStore, State
 from .systemd import Notifier, stored_descriptors
 from .windows import Progress, Summary, Totals, Window
@@ -123,11 +123,16 @@ class _OneByOne:
 class MemoryStore:
     """Keeps nothing: for trials in the foreground."""
 
+    overgrown = False
+
     def load(self) -> State:
         return State()
 
     def save(self, state: State) -> None:
         """What is added lasts as long as the process."""
+
+    def compact(self) -> None:
+        """There is nothing to be compacted."""
 
 
 class Daemon:
@@ -141,7 +146,6 @@ class Daemon:
         self._stop = asyncio.Event()
         self._window_changed = asyncio.Event()
         self._blocked = BlockedSources()
-        self._logs = LogFiles(self.report)
         self._blocked_timer: asyncio.TimerHandle | None = None
         self._hung_up = asyncio.Event()
         self._has_terminal = os.isatty(0)
@@ -160,17 +164,20 @@ class Daemon:
             config = dataclasses.replace(config, bus=dataclasses.replace(config.bus, enable=False))
         return config
 
-    def _load_again(self) -> Config:
-        """For a reload, which refuses what a start has to put up with: logs that cannot be written now."""
-        config = self._load_config()
-        require_writable(config.log)
-        return config
-
     def _make_store(self) -> OperatorStore | MemoryStore:
         directory = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
         if self._options.state:
             return OperatorStore(Path(self._options.state))
-        return OperatorStore(Path(directory) / "state.json") if directory else MemoryStore()
+        return OperatorStore(Path(directory) / STATE_FILE) if directory else MemoryStore()
+
+    def _load_state(self, store: OperatorStore | MemoryStore) -> State:
+        """What was kept; or what is left of it, if something was lost."""
+        for _ in range(2):
+            try:
+                return store.load()
+            except StateError as error:
+                self.report(Record(Message.STATE_PROBLEM, str(error)))
+        return State()
 
     async def _in_kernel_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._kernel_thread, partial(function, *arguments))
@@ -187,7 +194,6 @@ class Daemon:
         try:
             return await self._run(config)
         finally:
-            await asyncio.to_thread(self._logs.close)
             await asyncio.to_thread(self._sink.close)
             self._kernel_thread.shutdown()
 
@@ -198,16 +204,12 @@ class Daemon:
     async def _run(self, config: Config) -> int:
         kept = Kept.of(stored_descriptors())
         store = self._make_store()
-        try:
-            state = await asyncio.to_thread(store.load)
-        except StateError as error:
-            self.report(Record(Message.STATE_PROBLEM, str(error)))
-            state = State()
+        state = await asyncio.to_thread(self._load_state, store)
         self._datapath: Datapath = await self._in_kernel_thread(Datapath.open, config, kept, self._notifier)
         links = LinkWatch()
         self._interfaces = Interfaces(self._datapath, links, self.report)
         ports = Ports(
-            kernel=self._datapath, store=store, in_kernel_thread=self._in_kernel_thread, load_config=self._load_again,
+            kernel=self._datapath, store=store, in_kernel_thread=self._in_kernel_thread, load_config=self._load_config,
             peers=lambda of: established_peers(of.failsafe_ports), report=self.report, reconcile=self._put_in_place,
             interface_states=lambda: self._interfaces.states, rule_counts=self._rule_counts, losses=self._losses,
             reloading=self._reloading, clock=time.time,
@@ -236,7 +238,7 @@ class Daemon:
     async def _start(self, kept: Kept) -> None:
         """Policy first, then interfaces: no packet meets an empty policy."""
         service, datapath = self._service, self._datapath
-        await service.begin(await self._in_kernel_thread(datapath.rules.current))
+        await service.begin()
         await self._in_kernel_thread(self._refresh_ports)
         replaced = await self._in_kernel_thread(self._interfaces.take_over, kept.links, service.config, service.mode_on)
         await self._reconcile()
@@ -260,8 +262,6 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGUSR1, self._logs.reopen)
-        self._configure_logs()
         changed = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             running = [
@@ -381,13 +381,8 @@ class Daemon:
     def _publish(self, batch: EventBatch) -> None:
         self._service.events.publish(batch)
         self._sink.put_events(batch)
-        self._logs.put(batch)
         if self._blocked.add(batch) and self._blocked_timer is None:
             self._blocked_timer = asyncio.get_running_loop().call_later(1.0, self._tell_blocked)
-
-    def _configure_logs(self) -> None:
-        config = self._service.config
-        self._logs.configure(config.log if self._datapath.ring else (), config.log_buffer_size)
 
     def _tell_blocked(self) -> None:
         """One signal a second at most, with the sources whose packets were dropped in it."""
@@ -395,12 +390,7 @@ class Daemon:
         self._service.notify("SourceBlocked", self._blocked.take())
 
     def _losses(self) -> Mapping[str, Any]:
-        return {
-            "queue_full": {self._sink.name: self._sink.lost} if self._sink.lost else {},
-            "journal_held_back": self._sink.held_back,
-            "followers": self._service.events.lost,
-            **self._logs.losses(),
-        }
+        return {"queue_full": {self._sink.name: self._sink.lost} if self._sink.lost else {}, "journal_held_back": self._sink.held_back}
 
     # Signals and systemd
 
@@ -425,7 +415,6 @@ class Daemon:
             self._notifier.reloading()
         else:
             self._sink.set_budget(self._service.config.journal.events_per_minute)
-            self._configure_logs()
             self._window_changed.set()
             self._notifier.ready(self._status_line())
 

@@ -1,53 +1,47 @@
-"""Prefixes from a file that a caller has opened: one a line, `#` begins a comment, read as strictly as one given by hand."""
+"""Prefixes from a file: one a line, `#` begins a comment, read as strictly as one given by hand."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 
-from .errors import PrefixError, UsageError
-from .model import Prefix
+from .errors import UsageError
+from .prefixes import PrefixReader, PrefixSet
 
-_CHUNK = 1 << 20
-_LONGEST_LINE = 4096
+_CHUNK = 1 << 18
+"""Bytes: what is read at once stays in the processor's cache."""
 
 
-def read_prefixes(fd: int, most: int) -> list[Prefix]:
-    """The prefixes, each once; errors name the line. Reads from the beginning, and leaves descriptor and position to the caller.
+def read_prefixes(fd: int, most: int) -> PrefixSet:
+    """The prefixes, each once; errors name the line. Reads from the beginning, and leaves descriptor and position to the caller."""
+    prefixes = _read(fd, PrefixReader(most))
+    if not prefixes:
+        raise UsageError("the file names no prefix")
+    return prefixes
 
-    Only a regular file is read: another kind could keep this thread waiting for ever. `most` prefixes are the end of it.
-    """
-    prefixes: dict[Prefix, None] = {}
+
+def read_list(path: str, most: int) -> PrefixSet:
+    """The prefixes of a file named in the configuration, each with the last line on which it stands; errors name file and line."""
+    try:
+        # Without waiting for the other end, should it be a pipe.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        return _read(fd, PrefixReader(most, path))
+    finally:
+        os.close(fd)
+
+
+def _read(fd: int, reader: PrefixReader) -> PrefixSet:
+    """Only a regular file is read: another kind could keep this thread waiting for ever."""
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise UsageError("prefixes are read from a regular file only", hint="xdpmonctl copies others first")
-        for number, line in enumerate(_lines(fd), 1):
-            text = line.partition(b"#")[0].strip().decode("ascii", errors="replace")
-            if not text:
-                continue
-            try:
-                prefixes[Prefix.parse(text)] = None
-            except PrefixError as error:
-                raise PrefixError(f"line {number}: {error.message}", hint=error.hint) from None
-            if len(prefixes) > most:
-                raise UsageError(f"line {number}: more than {most} prefixes", hint="tables.prefixes says how many there may be")
+        at = 0
+        while chunk := os.pread(fd, _CHUNK, at):
+            at += len(chunk)
+            reader.feed(chunk)
     except OSError as error:
         raise UsageError(f"the file cannot be read: {error.strerror}") from None
-    if not prefixes:
-        raise UsageError("the file names no prefix")
-    return list(prefixes)
-
-
-def _lines(fd: int) -> Iterator[bytes]:
-    """The lines, without keeping the whole file in memory."""
-    at, rest, number = 0, b"", 0
-    while chunk := os.pread(fd, _CHUNK, at):
-        at += len(chunk)
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            number += 1
-            yield line
-        if len(rest) > _LONGEST_LINE:
-            raise UsageError(f"line {number + 1} is longer than {_LONGEST_LINE} characters")
-    yield rest
+    return reader.finish()

@@ -37,6 +37,7 @@ from .messages import Message, Record
 from .model import Caller, Entry, Mode, Origin, Prefix, RuleCounts, Total, Verdict, parse_address
 from .modes import Modes
 from .policy import Peer, Policy, difference, guard_peers, refuse_everything
+from .prefixes import Bulk, PrefixSet
 from .prefixfile import read_prefixes
 from .rows import NO_ROWS
 from .state import State
@@ -48,12 +49,16 @@ Notify = Callable[[str, Mapping[str, Any]], None]
 
 _LONGEST_WAIT = 60.0
 """Seconds."""
+_NAMED = 100
+"""Prefixes named in what is told of a change."""
 
 
 class Kernel(Protocol):
     """What the use-cases need of the packet path."""
 
-    def apply_policy(self, set_: Mapping[Prefix, Verdict], delete: Iterable[Prefix], default: Verdict) -> None: ...
+    def apply_policy(self, policy: Policy, touched: Sequence[Prefix] | None, default: Verdict) -> None:
+        """`touched` are the prefixes whose effective verdict may differ from what the kernel has; None: any may."""
+
     def totals(self) -> list[Total]: ...
     def tallies(self) -> Any: ...
     def read_running(self) -> np.ndarray: ...
@@ -63,6 +68,9 @@ class Kernel(Protocol):
 
 class Store(Protocol):
     def save(self, state: State) -> None: ...
+    @property
+    def overgrown(self) -> bool: ...
+    def compact(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +99,7 @@ class Service:
     def __init__(self, config: Config, state: State, ports: Ports, *, forced: bool = False):
         self._config = config
         self._ports = ports
-        self._policy = Policy(state.entries).with_configuration(config.entries)
+        self._policy = state.policy.with_configuration(config.entries, config.lists)
         self._modes = Modes(state.mode, dict(state.interface_modes))
         self._forced = forced
         self._changing = asyncio.Lock()
@@ -99,6 +107,7 @@ class Service:
         self._unconfirmed: _Unconfirmed | None = None
         self._expiry_changed = asyncio.Event()
         self._confirmation_changed = asyncio.Event()
+        self._overgrown = asyncio.Event()
         self._last_reload: Json = {"when": None, "ok": True, "message": ""}
         self.events = EventHub()
         self.progress = Progress(Totals([], ports.clock()))
@@ -141,24 +150,20 @@ class Service:
 
     # Life
 
-    async def begin(self, current: Mapping[Prefix, Verdict]) -> None:
-        """Bring the kernel's policy (`current` is what it holds) to ours: before any interface is attached. What ended while no daemon
-        ran is gone."""
-        over = self._policy.expired(self._ports.clock())
-        self._policy = self._policy.with_changes(remove=[(entry.prefix, entry.origin) for entry in over])
-        wanted = {prefix: entry.verdict for prefix, entry in self._policy.effective().items()}
-        set_ = {prefix: verdict for prefix, verdict in wanted.items() if current.get(prefix) is not verdict}
-        delete = [prefix for prefix in current if prefix not in wanted]
-        await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, set_, delete, self._config.default)
+    async def begin(self) -> None:
+        """Bring our policy into the kernel: before any interface is attached. What ended while no daemon ran is gone."""
+        over, number, self._policy = await asyncio.to_thread(_ended, self._policy, self._ports.clock())
+        await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, self._policy, None, self._config.default)
         if over:
             await self._save()
-            self._tell_expired(over)
+            self._tell_expired(over, number)
 
     async def run(self) -> None:
-        """Do what is due by itself: end entries, take back modes that nobody confirmed. Ends by cancellation."""
+        """Do what is due by itself: end entries, take back modes that nobody confirmed, tidy up the disk. Ends by cancellation."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._expire_in_time(), name="expiry")
             tasks.create_task(self._revert_in_time(), name="confirmation")
+            tasks.create_task(self._compact_in_time(), name="compaction")
 
     async def _expire_in_time(self) -> None:
         refused = False
@@ -183,20 +188,20 @@ class Service:
 
     async def _expire_now(self) -> None:
         async with self._changing:
-            over = self._policy.expired(self._ports.clock())
+            over, number, policy = await asyncio.to_thread(_ended, self._policy, self._ports.clock())
             if not over:
                 return
-            policy = await asyncio.to_thread(self._policy.with_changes, remove=[(entry.prefix, entry.origin) for entry in over])
             await self._commit(policy)
-        self._tell_expired(over)
+        self._tell_expired(over, number)
 
-    def _tell_expired(self, over: Sequence[Entry]) -> None:
+    def _tell_expired(self, over: Sequence[Entry], number: int) -> None:
+        """`over` are some of so many."""
         for entry in over[:20]:
             text = f"{entry.verdict} {entry.prefix} has ended" + (f" ({entry.reason})" if entry.reason else "")
             self._report(Message.ENTRY_EXPIRED, text, prefix=str(entry.prefix), verdict=entry.verdict, reason=entry.reason)
-        if len(over) > 20:
-            self._report(Message.ENTRY_EXPIRED, f"{len(over) - 20} more entries have ended", count=len(over) - 20)
-        self._tell_policy("expired", [entry.prefix for entry in over], "", None)
+        if number > 20:
+            self._report(Message.ENTRY_EXPIRED, f"{number - 20} more entries have ended", count=number - 20)
+        self._tell_policy("expired", [entry.prefix for entry in over], number, "", None)
 
     def subscribe(self, callback: Notify) -> Callable[[], None]:
         self._subscribers.append(callback)
@@ -218,7 +223,7 @@ class Service:
         if not prefixes:
             raise UsageError("no prefix is given", hint="write for example 192.0.2.0/24")
         parsed = [Prefix.parse(text) for text in prefixes]
-        before, notes = await self._add(verdict, parsed, caller, seconds, reason, force, extra_peers)
+        before, notes = await self._add(verdict, PrefixSet.of(parsed), parsed, caller, seconds, reason, force, extra_peers)
         applied = [
             documents.applied(entry, replaced=any(old.origin is Origin.OPERATOR for old in before.at(entry.prefix)))
             for entry in (self._policy.at(prefix)[0] for prefix in dict.fromkeys(parsed))
@@ -229,37 +234,34 @@ class Service:
                                force: bool = False, extra_peers: Sequence[str] = ()) -> Json:  # fmt: skip
         """The same with the prefixes of a file: one a line, `#` begins a comment. `applied` is their number, each counted once."""
         parsed = await asyncio.to_thread(read_prefixes, fd, self._config.tables.prefixes)
-        _, notes = await self._add(verdict, parsed, caller, seconds, reason, force, extra_peers)
+        _, notes = await self._add(verdict, parsed, parsed.first(_NAMED), caller, seconds, reason, force, extra_peers)
         return {"applied": len(parsed), "mode": self.mode, "notes": notes}
 
-    async def _add(self, verdict: Verdict, prefixes: Sequence[Prefix], caller: Caller, seconds: float | None, reason: str, force: bool,
-                   extra_peers: Sequence[str]) -> tuple[Policy, list[str]]:  # fmt: skip
+    async def _add(self, verdict: Verdict, prefixes: PrefixSet, named: Sequence[Prefix], caller: Caller, seconds: float | None, reason: str,
+                   force: bool, extra_peers: Sequence[str]) -> tuple[Policy, list[str]]:  # fmt: skip
+        """`named` are some of the prefixes, for whoever reads about it. Returns the policy that was, and notes."""
         if verdict is Verdict.LOG:
             raise UsageError("an entry allows or denies")
         if seconds is not None and not 1 <= seconds <= 10 * 365 * 86400:
             raise UsageError(f"{seconds:g} seconds is no time to hold an entry", hint="from 1s to 3650d")
         reason = parse_reason(reason)
         with self._refusals_reported(caller):
-            await asyncio.to_thread(refuse_everything, prefixes, force)
+            refuse_everything(prefixes, force)
         now = self._ports.clock()
         expires = None if seconds is None else now + seconds
         async with self._changing:
             before = self._policy
-
-            def changed() -> Policy:
-                return before.with_changes([Entry(prefix, verdict, Origin.OPERATOR, now, expires, reason) for prefix in prefixes])
-
-            policy = await asyncio.to_thread(changed)
+            policy = await asyncio.to_thread(before.with_bulk, Bulk(prefixes, verdict, Origin.OPERATOR, now, expires, reason))
             with self._refusals_reported(caller):
                 await self._guard(policy, force, extra_peers)
             notes = await self._commit(policy)
-        what = f"{prefixes[0]}" if len(prefixes) == 1 else f"{len(prefixes)} prefixes"
+        what = f"{named[0]}" if len(prefixes) == 1 else f"{len(prefixes)} prefixes"
         until = f" for {seconds:.0f} s" if seconds is not None else ""
         because = f": {reason}" if reason else ""
         self._report(Message.POLICY_CHANGED, f"{verdict} {what}{until} by uid {caller.uid}{because}", verdict=verdict,
-                     prefix=" ".join(map(str, prefixes[:20])), count=len(prefixes), reason=reason, caller_uid=caller.uid,
+                     prefix=" ".join(map(str, named[:20])), count=len(prefixes), reason=reason, caller_uid=caller.uid,
                      caller=caller.name)  # fmt: skip
-        self._tell_policy(verdict, prefixes, reason, caller)
+        self._tell_policy(verdict, named, len(prefixes), reason, caller)
         if verdict is Verdict.DENY and self._strictest_mode() is Mode.MONITOR:
             notes.append("monitor mode: nothing is dropped; 'xdpmonctl mode enforce' drops")
         return before, notes
@@ -290,11 +292,11 @@ class Service:
                 notes.append(f"{prefix} is still {still} by {left[0].source or left[0].origin}")
         self._report(Message.POLICY_CHANGED, f"removed {' '.join(map(str, parsed[:20]))} by uid {caller.uid}", verdict="remove",
                      prefix=" ".join(map(str, parsed[:20])), count=len(parsed), caller_uid=caller.uid, caller=caller.name)  # fmt: skip
-        self._tell_policy("removed", parsed, "", caller)
+        self._tell_policy("removed", parsed, len(parsed), "", caller)
         return {"removed": removed, "mode": self.mode, "notes": notes}
 
-    def _tell_policy(self, what: str, prefixes: Sequence[Prefix], reason: str, caller: Caller | None) -> None:
-        self.notify("PolicyChanged", {"change": str(what), "prefixes": [str(prefix) for prefix in prefixes[:100]], "count": len(prefixes),
+    def _tell_policy(self, what: str, prefixes: Sequence[Prefix], number: int, reason: str, caller: Caller | None) -> None:
+        self.notify("PolicyChanged", {"change": str(what), "prefixes": [str(prefix) for prefix in prefixes[:_NAMED]], "count": number,
                                       "reason": reason, "uid": caller.uid if caller else -1})  # fmt: skip
 
     async def _guard(self, policy: Policy, force: bool, extra_peers: Sequence[str] = (), *, modes: Modes | None = None,
@@ -348,26 +350,33 @@ class Service:
 
     async def _apply(self, policy: Policy, config: Config) -> int:
         """Make policy and configuration hold: in the kernel, then here. Returns how many rules changed."""
-        set_, delete = await asyncio.to_thread(difference, self._policy, policy)
-        if set_ or delete or config.default is not self._config.default:
-            await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, set_, delete, config.default)
+        touched, changed = await asyncio.to_thread(difference, self._policy, policy)
+        if changed or config.default is not self._config.default:
+            await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, policy, touched, config.default)
         self._policy, self._config = policy, config
         self._expiry_changed.set()
-        return len(set_) + len(delete)
+        return changed
 
     async def _save(self) -> list[str]:
-        policy, modes = self._policy, self._unconfirmed.before if self._unconfirmed else self._modes
-
-        def save() -> None:
-            entries = tuple(entry for entry in policy.entries() if entry.origin is not Origin.CONFIGURATION)
-            self._ports.store.save(State(entries, modes.everywhere, dict(modes.on)))
-
+        modes = self._unconfirmed.before if self._unconfirmed else self._modes
         try:
-            await asyncio.to_thread(save)
+            await asyncio.to_thread(self._ports.store.save, State(self._policy.without_configuration(), modes.everywhere, dict(modes.on)))
         except StateError as error:
             self._report(Message.STATE_PROBLEM, str(error))
             return [f"not kept on disk: {error}"]
+        if self._ports.store.overgrown:
+            self._overgrown.set()
         return []
+
+    async def _compact_in_time(self) -> None:
+        """Nobody waits for this: changes go on meanwhile."""
+        while True:
+            await self._overgrown.wait()
+            self._overgrown.clear()
+            try:
+                await asyncio.to_thread(self._ports.store.compact)
+            except StateError as error:
+                self._report(Message.STATE_PROBLEM, str(error))
 
     # Mode
 
@@ -482,7 +491,7 @@ class Service:
         mode = self._strictest_mode(config=config)
         was_so = self._config.default is config.default and self._strictest_mode() is mode
         require_force(config, self._forced or was_so, mode)
-        policy = await asyncio.to_thread(self._policy.with_configuration, config.entries)
+        policy = await asyncio.to_thread(self._policy.with_configuration, config.entries, config.lists)
         try:
             await self._guard(policy, False, config=config)
         except LockOutError as error:
@@ -569,6 +578,13 @@ class Service:
 
     def follow_events(self) -> EventFeed:
         return self.events.follow()
+
+
+def _ended(policy: Policy, now: float) -> tuple[list[Entry], int, Policy]:
+    """Some of the entries whose time is over, the number of all, and the policy without them."""
+    over = policy.expired(now, _NAMED)
+    left = policy.without_expired(now)
+    return over, len(policy) - len(left), left
 
 
 @dataclass(frozen=True, slots=True)

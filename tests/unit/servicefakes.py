@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from xdpmond.errors import KernelError, StateError
 from xdpmond.interfaces import InterfaceState
 from xdpmond.messages import Message, Record
 from xdpmond.model import Caller, Count, Entry, Mode, Origin, Prefix, RuleCounts, Total, Verdict, parse_address
+from xdpmond.policy import Policy
 from xdpmond.rows import NO_ROWS, ROW
 from xdpmond.service import Ports, Service
 from xdpmond.state import State
@@ -86,7 +88,7 @@ def rows(*of: tuple[str, int, int, int, int]) -> np.ndarray:
 
 
 class FakeKernel:
-    """Keeps what it is told. `refuse` makes the next call of that name fail; `before` is called before each call with its name."""
+    """Keeps what it is told. `refuse` makes the next call of that name fail."""
 
     def __init__(self) -> None:
         self.policy: dict[Prefix, Verdict] = {}
@@ -97,6 +99,7 @@ class FakeKernel:
         self.running = NO_ROWS
         self.refuse: dict[str, Exception] = {}
         self.calls: list[str] = []
+        self.touched: list[Sequence[Prefix] | None] = []
         self.tally = SimpleNamespace(
             sourced=Count(), evicted=Count(), untracked=Count(), evictions=0, ring_full=0, over_budget=0, merged=0,
             anomalies={"fragment": 0, "short": 2},
@@ -107,9 +110,16 @@ class FakeKernel:
         if name in self.refuse:
             raise self.refuse.pop(name)
 
-    def apply_policy(self, set_: Mapping[Prefix, Verdict], delete: Iterable[Prefix], default: Verdict) -> None:
+    def apply_policy(self, policy: Policy, touched: Sequence[Prefix] | None, default: Verdict) -> None:
+        """Looks at what it is told to look at, as the real one does."""
         self._called("apply_policy")
-        self.policy = {prefix: verdict for prefix, verdict in self.policy.items() if prefix not in set(delete)} | dict(set_)
+        self.touched.append(touched)
+        effective = {prefix: entry.verdict for prefix, entry in policy.effective().items()}
+        if touched is None:
+            self.policy = effective
+        else:
+            self.policy = {prefix: verdict for prefix, verdict in self.policy.items() if prefix not in touched}
+            self.policy |= {prefix: effective[prefix] for prefix in touched if prefix in effective}
         self.default = default
 
     def totals(self) -> list[Total]:
@@ -136,11 +146,19 @@ class FakeStore:
     def __init__(self) -> None:
         self.saved: State | None = None
         self.full = False
+        self.overgrown = False
+        self.compacted = threading.Event()
 
     def save(self, state: State) -> None:
         if self.full:
-            raise StateError("/state.json cannot be written: No space left on device", hint="changes hold until the daemon stops")
+            raise StateError("/state cannot be written: No space left on device", hint="changes hold until the daemon stops")
         self.saved = state
+
+    def compact(self) -> None:
+        self.overgrown = False
+        self.compacted.set()
+        if self.full:
+            raise StateError("/state cannot be written anew: No space left on device")
 
 
 class World:
@@ -228,7 +246,7 @@ class World:
     def kept(self) -> dict[str, str]:
         """The policy on disk."""
         assert self.store.saved is not None
-        return {str(each.prefix): str(each.verdict) for each in self.store.saved.entries}
+        return {str(each.prefix): str(each.verdict) for each in self.store.saved.policy.entries()}
 
     def snapshot(self) -> tuple[Any, ...]:
         """All that a refused change must leave alone."""

@@ -42,7 +42,7 @@ ROOMS = {
     "answers": VALUES | {"config", "policy", "windows", "detect", "rows", "modes", "documents"},
     "service": VALUES
     | {"config", "policy", "windows", "detect", "rows", "state", "messages", "interfaces", "modes", "feeds", "documents", "answers"}
-    | {"prefixfile", ""},
+    | {"prefixes", "prefixfile", ""},
     "systemd": set(),
     "sinks": VALUES | {"config", "messages", "batch"},
     "bus": VALUES | {"service"},

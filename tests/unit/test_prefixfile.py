@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from xdpmond.errors import PrefixError, UsageError
 from xdpmond.model import Prefix
-from xdpmond.prefixfile import read_prefixes
+from xdpmond.prefixfile import read_list, read_prefixes
 
 
 def read(text, most=100):
     fd = os.memfd_create("prefixes")
     try:
         os.write(fd, text)
-        return [str(prefix) for prefix in read_prefixes(fd, most)]
+        return [str(prefix) for prefix in read_prefixes(fd, most)]  # by family, length and address
     finally:
         os.close(fd)
 
@@ -31,9 +31,11 @@ def test_many_lines_over_several_reads():
 
 @given(st.lists(st.sampled_from(["10.0.0.0/8", "::1", "# x", "", "192.0.2.1 # y"])), st.sampled_from(["\n", "\r\n"]))
 def test_the_lines_one_by_one(lines, end):
-    wanted = list(dict.fromkeys(str(Prefix.parse(line.split("#")[0].strip())) for line in lines if line.split("#")[0].strip()))
+    wanted = {str(Prefix.parse(line.split("#")[0].strip())) for line in lines if line.split("#")[0].strip()}
     if wanted:
-        assert read(end.join(lines).encode()) == wanted
+        found = read(end.join(lines).encode())
+        assert set(found) == wanted
+        assert len(found) == len(wanted)
     else:
         with pytest.raises(UsageError, match="no prefix"):
             read(end.join(lines).encode())
@@ -71,3 +73,28 @@ def test_a_file_that_cannot_be_read(tmp_path):
             read_prefixes(fd, 1)
     finally:
         os.close(fd)
+
+
+def test_a_list_that_the_configuration_names(tmp_path):
+    path = str(tmp_path / "list")
+    (tmp_path / "list").write_bytes(b"10.0.0.0/8\n\n10.0.0.0/8\n")
+    found = read_list(path, 2)
+    assert [(str(prefix), found.line_of(prefix)) for prefix in found] == [("10.0.0.0/8", 3)]
+    (tmp_path / "list").write_bytes(b"")
+    assert len(read_list(path, 2)) == 0
+    (tmp_path / "list").write_bytes(b"::1\n10.1\n")
+    with pytest.raises(PrefixError, match=f"^{path}:2: '10.1' is not an IP prefix"):
+        read_list(path, 2)
+    (tmp_path / "list").write_bytes(b"::1\n::2\n::3\n")
+    with pytest.raises(UsageError, match=f"^{path}: more than 2 prefixes"):
+        read_list(path, 2)
+
+
+def test_a_list_that_cannot_be_read(tmp_path):
+    with pytest.raises(UsageError, match=r"/list: No such file or directory"):
+        read_list(str(tmp_path / "list"), 2)
+    with pytest.raises(UsageError, match="null byte"):
+        read_list("/\0", 2)
+    os.mkfifo(tmp_path / "list")
+    with pytest.raises(UsageError, match="regular"):
+        read_list(str(tmp_path / "list"), 2)

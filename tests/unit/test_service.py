@@ -23,6 +23,7 @@ from xdpmond.errors import (
 from xdpmond.interfaces import InterfaceState
 from xdpmond.messages import Message
 from xdpmond.model import Count, Mode, Origin, Prefix, RuleCount, RuleCounts, Verdict
+from xdpmond.policy import Policy
 from xdpmond.rows import NO_ROWS
 from xdpmond.state import State
 from xdpmond.windows import Progress, Totals, Window
@@ -38,6 +39,10 @@ def cancelled(task):
 
 def running(world):
     return asyncio.create_task(world.service.run())
+
+
+def kept(*entries):
+    return State(Policy(entries))
 
 
 # Changes of the policy
@@ -70,7 +75,7 @@ def test_a_repeated_one_replaces_verdict_reason_and_expiry():
         world.now += 5
         done = await world.allow("192.0.2.1")
         assert done["applied"][0] | {"replaced": True, "expires": None, "reason": "", "verdict": "allow"} == done["applied"][0]
-        (kept,) = world.store.saved.entries
+        (kept,) = world.store.saved.policy.entries()
         assert (kept.verdict, kept.expires, kept.reason, kept.created) == (ALLOW, None, "", START + 5)
         assert world.service.policy.next_expiry() is None
 
@@ -135,7 +140,7 @@ def test_what_a_guard_refuses_stands_in_the_journal(call):
 def test_a_kernel_that_refuses_leaves_all_as_it_was():
     async def work():
         world = World(Config(allow=(file_entry("10.0.0.0/8", ALLOW),)))
-        await world.service.begin({})
+        await world.service.begin()
         await world.deny("192.0.2.1")
         before, told = world.snapshot(), len(world.told)
         for change in (
@@ -165,6 +170,37 @@ def test_a_full_disk_does_not_stop_a_deny_but_is_said():
         world.store.full = False
         await world.deny("192.0.2.2")  # the next change keeps both
         assert world.kept() == {"192.0.2.1/32": "deny", "192.0.2.2/32": "deny"}
+
+    run(work)
+
+
+def test_few_changes_are_named_to_the_kernel_and_many_are_not(tmp_path):
+    async def work():
+        world = World()
+        await world.service.begin()
+        await world.deny("192.0.2.1", "192.0.2.2")
+        await world.deny("192.0.2.1")  # the same verdict: nothing to do
+        fd = written(tmp_path / "list", b"".join(b"10.0.%d.%d\n" % (n >> 8, n & 255) for n in range(3000)))
+        await world.service.change_from_file(ALLOW, fd, caller=ROOT)
+        os.close(fd)
+        assert world.kernel.touched == [None, [Prefix.parse("192.0.2.1"), Prefix.parse("192.0.2.2")], None]
+        assert len(world.verdicts()) == 3002
+
+    run(work)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_log_that_has_grown_is_compacted_apart_from_the_change(full):
+    async def work():
+        world = World()
+        task = running(world)
+        world.store.overgrown = True
+        assert not (await world.deny("192.0.2.1"))["notes"][1:]
+        world.store.full = full
+        assert await asyncio.to_thread(world.store.compacted.wait, 30)
+        if full:
+            await world.until(lambda: bool(world.reports(Message.STATE_PROBLEM)))
+        await cancelled(task)
 
     run(work)
 
@@ -205,7 +241,7 @@ def test_remove_is_all_or_none_and_names_the_file():
 def test_what_covered_an_entry_of_a_file_is_removed_and_the_file_decides_again():
     async def work():
         world = World(Config(deny=(file_entry("203.0.113.0/24", line=7),)))
-        await world.service.begin({})
+        await world.service.begin()
         await world.allow("203.0.113.0/24")
         assert world.verdicts() == {"203.0.113.0/24": "allow"}
         done = await world.service.remove(["203.0.113.0/24"], caller=ROOT)
@@ -318,7 +354,7 @@ def test_the_guard_holds_for_the_mode():
 def test_the_guard_holds_for_a_reload():
     async def work():
         world = World(enforcing())
-        await world.service.begin({})
+        await world.service.begin()
         world.connected = ["192.0.2.7"]
         world.files = enforcing(deny=(file_entry("192.0.2.0/24"),))
         before = world.snapshot()
@@ -487,7 +523,7 @@ def test_what_waits_to_be_confirmed_waits_on_when_one_interface_is_changed():
         task = running(world)
         await world.set_mode("enforce", confirm=60)
         await world.set_mode("enforce", interface="eth1")
-        assert world.store.saved == State(interface_modes={"eth1": Mode.ENFORCE})
+        assert (world.store.saved.mode, world.store.saved.interface_modes) == (None, {"eth1": Mode.ENFORCE})
         advance(61)
         await world.until(lambda: len(world.signals("ModeChanged")) == 3)
         assert world.modes == {"eth0": Mode.MONITOR, "eth1": Mode.ENFORCE}
@@ -561,7 +597,7 @@ def test_a_restart_before_the_confirmation_starts_with_the_mode_before():
 def test_an_entry_ends_by_itself():
     async def work():
         world = World()
-        await world.service.begin({})
+        await world.service.begin()
         task = running(world)
         await world.deny("192.0.2.1", seconds=30, reason="scan")
         await world.deny("192.0.2.2")
@@ -647,18 +683,40 @@ def test_a_kernel_that_refuses_an_end_is_asked_again():
 
 def test_what_ended_while_no_daemon_ran_never_holds_again():
     async def work():
-        world = World(state=State((entry("192.0.2.1", expires=START - 1), entry("192.0.2.2", expires=START + 1))))
-        await world.service.begin({Prefix.parse("192.0.2.1"): DENY})
+        world = World(state=kept(entry("192.0.2.1", expires=START - 1), entry("192.0.2.2", expires=START + 1)))
+        world.kernel.policy = {Prefix.parse("192.0.2.1"): DENY}
+        await world.service.begin()
         assert world.verdicts() == world.kept() == {"192.0.2.2/32": "deny"}
         assert len(world.reports(Message.ENTRY_EXPIRED)) == 1
 
     run(work)
 
 
+def test_thousands_end_at_once(tmp_path):
+    async def work():
+        world = World()
+        await world.service.begin()
+        task = running(world)
+        fd = written(tmp_path / "list", b"".join(b"10.0.%d.%d\n" % (n >> 8, n & 255) for n in range(3000)))
+        await world.service.change_from_file(DENY, fd, caller=ROOT, seconds=30)
+        os.close(fd)
+        await world.deny("192.0.2.1")
+        assert len(world.verdicts()) == len(world.kept()) == 3001
+        world.now += 31
+        advance(31)
+        await world.until(lambda: world.signals("PolicyChanged")[-1]["change"] == "expired")
+        assert world.verdicts() == world.kept() == {"192.0.2.1/32": "deny"}
+        told = world.signals("PolicyChanged")[-1]
+        assert (told["count"], len(told["prefixes"])) == (3000, 100)
+        await cancelled(task)
+
+    run(work)
+
+
 def test_many_ends_at_once_are_few_records():
     async def work():
-        world = World(state=State(tuple(entry(f"192.0.2.{number}", expires=START) for number in range(50))))
-        await world.service.begin({})
+        world = World(state=kept(*(entry(f"192.0.2.{number}", expires=START) for number in range(50))))
+        await world.service.begin()
         said = world.reports(Message.ENTRY_EXPIRED)
         assert len(said) == 21
         assert said[-1].text.startswith("30 more")
@@ -671,10 +729,10 @@ def test_many_ends_at_once_are_few_records():
 
 def test_the_beginning_brings_the_kernel_from_what_it_has_to_what_is_wanted():
     async def work():
-        kept = State((entry("192.0.2.1"), entry("10.0.0.0/8", DENY)))
-        world = World(Config(allow=(file_entry("10.0.0.0/8", ALLOW), file_entry("::1/128", ALLOW)), default=DENY), kept)
+        state = kept(entry("192.0.2.1"), entry("10.0.0.0/8", DENY))
+        world = World(Config(allow=(file_entry("10.0.0.0/8", ALLOW), file_entry("::1/128", ALLOW)), default=DENY), state)
         world.kernel.policy = {Prefix.parse("192.0.2.1"): DENY, Prefix.parse("::1"): DENY, Prefix.parse("203.0.113.9"): DENY}
-        await world.service.begin(dict(world.kernel.policy))
+        await world.service.begin()
         assert world.verdicts() == {"10.0.0.0/8": "deny", "192.0.2.1/32": "deny", "::1/128": "allow"}
         assert world.kernel.default is DENY
 
@@ -684,7 +742,7 @@ def test_the_beginning_brings_the_kernel_from_what_it_has_to_what_is_wanted():
 def test_a_reload_applies_the_difference_and_keeps_what_was_added_by_hand():
     async def work():
         world = World(Config(deny=(file_entry("203.0.113.0/24"), file_entry("198.51.100.0/24"))))
-        await world.service.begin({})
+        await world.service.begin()
         await world.deny("192.0.2.1")
         world.files = Config(deny=(file_entry("198.51.100.0/24", line=9), file_entry("2001:db8::/32")), default=Verdict.ALLOW, window=30)
         done = await world.service.reload(caller=ROOT)
@@ -703,7 +761,7 @@ def test_a_reload_applies_the_difference_and_keeps_what_was_added_by_hand():
 def test_a_refused_file_changes_nothing_and_is_said():
     async def work():
         world = World(Config(deny=(file_entry("203.0.113.0/24"),)))
-        await world.service.begin({})
+        await world.service.begin()
         before = world.snapshot()
         world.files_refused = ConfigError("/etc/xdpmond/xdpmond.toml:3: mode: not a mode")
         with pytest.raises(ConfigError):
@@ -723,7 +781,7 @@ def test_a_refused_file_changes_nothing_and_is_said():
 def test_a_reload_that_fails_at_any_step_changes_nothing_and_is_said(where, error):
     async def work():
         world = World(Config(deny=(file_entry("203.0.113.0/24"),)))
-        await world.service.begin({})
+        await world.service.begin()
         world.kernel.configure(world.files)
         await world.deny("192.0.2.1")
         before = (*world.snapshot(), world.kernel.configured)
@@ -951,7 +1009,7 @@ def test_events_are_remembered_and_followed():
 
 def test_properties():
     async def work():
-        world = World(state=State((entry("192.0.2.1"),)))
+        world = World(state=kept(entry("192.0.2.1")))
         service = world.service
         assert (service.entry_count, list(service.interfaces), service.started) == (1, ["eth0"], START)
         world.states = [replace(world.states[0], state="waiting")]
