@@ -41,6 +41,7 @@ from .policy import Policy
 from .service import Ports, Service
 from .sinks.console import ConsoleSink
 from .sinks.journal import JournalSink
+from .sinks.logfile import LogFiles, require_writable
 from .state import NAME as STATE_FILE
 from .state import OperatorStore, State
 from .systemd import Notifier, stored_descriptors
@@ -146,6 +147,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._window_changed = asyncio.Event()
         self._blocked = BlockedSources()
+        self._logs = LogFiles(self.report)
         self._blocked_timer: asyncio.TimerHandle | None = None
         self._hung_up = asyncio.Event()
         self._has_terminal = os.isatty(0)
@@ -162,6 +164,12 @@ class Daemon:
             config = dataclasses.replace(config, mode=Mode.ENFORCE, interfaces=interfaces)
         if self._options.no_bus:
             config = dataclasses.replace(config, bus=dataclasses.replace(config.bus, enable=False))
+        return config
+
+    def _load_again(self) -> Config:
+        """For a reload, which refuses what a start has to put up with: logs that cannot be written now."""
+        config = self._load_config()
+        require_writable(config.log)
         return config
 
     def _make_store(self) -> OperatorStore | MemoryStore:
@@ -194,6 +202,7 @@ class Daemon:
         try:
             return await self._run(config)
         finally:
+            await asyncio.to_thread(self._logs.close)
             await asyncio.to_thread(self._sink.close)
             self._kernel_thread.shutdown()
 
@@ -209,7 +218,7 @@ class Daemon:
         links = LinkWatch()
         self._interfaces = Interfaces(self._datapath, links, self.report)
         ports = Ports(
-            kernel=self._datapath, store=store, in_kernel_thread=self._in_kernel_thread, load_config=self._load_config,
+            kernel=self._datapath, store=store, in_kernel_thread=self._in_kernel_thread, load_config=self._load_again,
             peers=lambda of: established_peers(of.failsafe_ports), report=self.report, reconcile=self._put_in_place,
             interface_states=lambda: self._interfaces.states, rule_counts=self._rule_counts, losses=self._losses,
             reloading=self._reloading, clock=time.time,
@@ -262,6 +271,8 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGUSR1, self._logs.reopen)
+        self._configure_logs()
         changed = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             running = [
@@ -381,8 +392,13 @@ class Daemon:
     def _publish(self, batch: EventBatch) -> None:
         self._service.events.publish(batch)
         self._sink.put_events(batch)
+        self._logs.put(batch)
         if self._blocked.add(batch) and self._blocked_timer is None:
             self._blocked_timer = asyncio.get_running_loop().call_later(1.0, self._tell_blocked)
+
+    def _configure_logs(self) -> None:
+        config = self._service.config
+        self._logs.configure(config.log if self._datapath.ring else (), config.log_buffer_size)
 
     def _tell_blocked(self) -> None:
         """One signal a second at most, with the sources whose packets were dropped in it."""
@@ -390,7 +406,12 @@ class Daemon:
         self._service.notify("SourceBlocked", self._blocked.take())
 
     def _losses(self) -> Mapping[str, Any]:
-        return {"queue_full": {self._sink.name: self._sink.lost} if self._sink.lost else {}, "journal_held_back": self._sink.held_back}
+        return {
+            "queue_full": {self._sink.name: self._sink.lost} if self._sink.lost else {},
+            "journal_held_back": self._sink.held_back,
+            "followers": self._service.events.lost,
+            **self._logs.losses(),
+        }
 
     # Signals and systemd
 
@@ -415,6 +436,7 @@ class Daemon:
             self._notifier.reloading()
         else:
             self._sink.set_budget(self._service.config.journal.events_per_minute)
+            self._configure_logs()
             self._window_changed.set()
             self._notifier.ready(self._status_line())
 

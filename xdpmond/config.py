@@ -15,12 +15,27 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from . import tomllines
 from .errors import ConfigError, GuardError, XdpmondError
-from .kinds import ENTRIES, INTERFACES, PORTS, SWITCH, Kind, choice, duration, is_interface_name, number, refusal, show_key
+from .kinds import (
+    ENTRIES,
+    INTERFACES,
+    PATH,
+    PORTS,
+    SWITCH,
+    Kind,
+    choice,
+    duration,
+    is_interface_name,
+    number,
+    refusal,
+    show_key,
+    size,
+)
 from .model import AttachMode, Entry, Mode, Origin, Port, Prefix, Verdict
 from .prefixes import Bulk
 
@@ -30,6 +45,16 @@ T = TypeVar("T")
 def _setting(default: T, kind: Kind[Any], help: str) -> T:
     """Declare a row. It is typed as its default is, so that the field's type is checked."""
     return field(default=default, metadata={"kind": kind, "help": " ".join(help.split())})
+
+
+def _needed(kind: Kind[T], help: str) -> T:
+    """Declare a row without a default: whoever writes the table writes it too."""
+    return cast(T, field(metadata={"kind": kind, "help": " ".join(help.split())}))
+
+
+class LogFormat(StrEnum):
+    JSONL = "jsonl"
+    CSV = "csv"
 
 
 # A row reads as a row, and its default is evaluated once, as it should be.
@@ -55,7 +80,7 @@ class Events:
         there were.""")
     per_second: int = _setting(1000, number(1, 1_000_000), """
         The most events that a CPU makes in a second, whatever arrives. What is held back is counted, and shown in the status.""")
-    ring_size: int = _setting(262144, number(65536, 67108864, power_of_two=True), """
+    ring_size: int = _setting(1048576, number(65536, 67108864, power_of_two=True), """
         Bytes of the buffer in which events wait for the daemon. A change takes effect at the next start.""")
 
 
@@ -88,6 +113,27 @@ class Bus:
 
 
 @dataclass(frozen=True, slots=True)
+class Log:
+    """`[[log]]`: a file to which all events are written, a line each. There may be several; those of all files add up. Nothing is forced to
+    the disk: what the kernel has not written when the power fails is lost."""
+
+    path: str = _needed(PATH, """
+        Where the file is. The service may write below /var/log/xdpmond; for another place name its directory in `ReadWritePaths=`
+        (systemctl edit xdpmond). A new file is readable for its group, in /var/log/xdpmond for adm.""")
+    format: LogFormat = _setting(LogFormat.JSONL, choice(LogFormat), """
+        "jsonl" is a JSON object a line, "csv" a header line and then a record a line by RFC 4180. The fields are those that
+        `xdpmonctl events` gives.""")
+    rotate_size: int = _setting(100 << 20, size(1 << 16, 1 << 40, or_zero="for any size"), """
+        Begin a new file when this one has grown so large. The old one gets the time as a suffix to its name.""")
+    rotate_age: float = _setting(0.0, duration(60, 31 * 86400, or_zero="for any age"), """
+        Begin a new file in each such interval, counted from midnight UTC on 1 January 1970: "1d" is at midnight.""")
+    keep: int = _setting(7, number(0, 10000), "How many old files are kept. The oldest ones are deleted.")
+    compress: bool = _setting(True, SWITCH, "Compress old files with gzip.")
+    source: str = field(default="", compare=False)
+    """FILE:LINE. Not a setting."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings, checked. `Config()` is what holds when no file says anything."""
 
@@ -116,10 +162,13 @@ class Config:
     window: float = _setting(60.0, duration(1, 3600), "The length of the intervals for which talkers are counted.")
     summary_interval: float = _setting(60.0, duration(1, 86400, or_zero="for none"), """
         How often a summary with the top sources of that time is written to the journal.""")
+    log_buffer_size: int = _setting(131072, number(1024, 4194304), """
+        The most events that wait for each log file to be written, 65 bytes each. What finds no room is lost and counted.""")
     events: Events = field(default_factory=Events)
     tables: Tables = field(default_factory=Tables)
     journal: Journal = field(default_factory=Journal)
     bus: Bus = field(default_factory=Bus)
+    log: tuple[Log, ...] = ()
     interfaces: Mapping[str, Interface] = field(default_factory=dict)
     lists: tuple[Bulk, ...] = ()
     """What stands in `allow_files` and `deny_files`. Not a setting."""
@@ -141,8 +190,12 @@ class Config:
 
 
 TABLES: dict[str, type] = {"events": Events, "tables": Tables, "journal": Journal, "bus": Bus}
+ARRAYS: dict[str, type] = {"log": Log}
+"""Arrays of tables."""
 ANY_NAME = "NAME"
 """Stands for the interface in the path of a setting of `[interfaces.NAME]`."""
+EACH = "[]"
+"""Stands for the number in the path of a setting of an array of tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +209,15 @@ class Setting:
 
     @property
     def name(self) -> str:
-        return ".".join(self.path)
+        return _joined(self.path)
+
+    @property
+    def needed(self) -> bool:
+        return self.default is dataclasses.MISSING
+
+
+def _joined(path: tuple[str, ...]) -> str:
+    return ".".join(part for part in path if part != EACH)
 
 
 def _rows(of: type, path: tuple[str, ...] = ()) -> Iterator[Setting]:
@@ -167,7 +228,8 @@ def _rows(of: type, path: tuple[str, ...] = ()) -> Iterator[Setting]:
 
 SETTINGS: dict[tuple[str, ...], Setting] = {
     row.path: row
-    for path, of in [((), Config), *(((name,), table) for name, table in TABLES.items()), (("interfaces", ANY_NAME), Interface)]
+    for path, of in [((), Config), *(((name,), table) for name, table in TABLES.items()), (("interfaces", ANY_NAME), Interface),
+                     *(((name, EACH), table) for name, table in ARRAYS.items())]
     for row in _rows(of, path)
 }
 """Every setting by its path, in the order of the manual page."""
@@ -212,8 +274,10 @@ class _Found:
     """What the files read so far have set."""
 
     def __init__(self) -> None:
-        self._values: dict[tuple[str, ...], Any] = {}
+        self._values: dict[tomllines.Path, Any] = {}
         self._entries: dict[Prefix, Entry] = {}
+        self._items: dict[str, dict[tuple[Any, ...], Any]] = {name: {} for name in ARRAYS}
+        """The items of each array of tables by what no other one may have too."""
         self._files: list[str] = []
 
     def read(self, file: Path, *, vendor: bool = False, required: bool = False) -> None:
@@ -233,18 +297,36 @@ class _Found:
             raise ConfigError(f"{file}: not valid TOML: {error}") from None
         self._files.append(str(file))
         place = _Place(str(file), lines)
+        items: dict[tuple[str | int, ...], dict[str, Any]] = {}
         for path, setting, value in _walk(document, (), place):
-            if setting.kind is not ENTRIES:
-                self._values[path] = place.parse(path, setting.kind, value)
+            parsed = None if setting.kind is ENTRIES else place.parse(path, setting.kind, value)
+            if len(path) == 3 and path[0] in ARRAYS:
+                items.setdefault(path[:2], {})[str(path[2])] = parsed
+            elif setting.kind is not ENTRIES:
+                self._values[path] = parsed
             elif vendor:
                 raise place.error(path, ConfigError("entries stand in the files in /etc only"))
             else:
                 self._add_entries(place, path, value)
+        for name in ARRAYS:
+            for index in range(len(document.get(name, ()))):
+                self._add_item(place, name, index, items.get((name, index), {}))
 
-    def _add_entries(self, place: _Place, path: tuple[str, ...], items: object) -> None:
+    def _add_item(self, place: _Place, name: str, index: int, values: dict[str, Any]) -> None:
+        needed = [row.path[-1] for row in SETTINGS.values() if row.needed and row.path[0] == name]
+        for key in needed:
+            if key not in values:
+                raise place.error((name, index), ConfigError(f"{key} is missing", hint=f"each [[{name}]] has its own"))
+        item = ARRAYS[name](**values, source=place.of((name, index)))
+        same = tuple(values[key] for key in needed)
+        before = self._items[name].setdefault(same, item)
+        if before is not item:
+            raise place.error((name, index), ConfigError(f"{same[0]} stands in {before.source} already", hint="delete one"))
+
+    def _add_entries(self, place: _Place, path: tomllines.Path, items: object) -> None:
         if not isinstance(items, list):
             raise place.error(path, refusal(items, "a list of prefixes", hint='write for example ["192.0.2.0/24"]'))
-        verdict = Verdict(path[0])
+        verdict = Verdict(str(path[0]))
         for index, item in enumerate(items):
             where: tomllines.Path = (*path, index)
             prefix, reason = place.parse(where, ENTRIES, item)
@@ -257,16 +339,17 @@ class _Found:
     def config(self) -> Config:
         for verdict in (Verdict.ALLOW, Verdict.DENY):
             self._values[(verdict,)] = tuple(entry for entry in self._entries.values() if entry.verdict is verdict)
-        tables = {name: table(**self._under(name)) for name, table in TABLES.items()}
-        names = {path[1] for path in self._values if path[0] == "interfaces"}
+        tables: dict[str, Any] = {name: table(**self._under(name)) for name, table in TABLES.items()}
+        names = {str(path[1]) for path in self._values if path[0] == "interfaces"}
         interfaces = {name: Interface(**self._under("interfaces", name)) for name in sorted(names)}
-        config = Config(**self._under(), **tables, interfaces=interfaces, files=tuple(self._files))
+        arrays: dict[str, Any] = {name: tuple(self._items[name].values()) for name in ARRAYS}
+        config = Config(**self._under(), **tables, **arrays, interfaces=interfaces, files=tuple(self._files))
         if len(config.entries) > config.tables.prefixes:
             raise ConfigError(f"allow and deny hold {len(config.entries)} prefixes, tables.prefixes is {config.tables.prefixes}")
         return config
 
     def _under(self, *table: str) -> dict[str, Any]:
-        return {path[-1]: value for path, value in self._values.items() if path[:-1] == table}
+        return {str(path[-1]): value for path, value in self._values.items() if path[:-1] == table}
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,35 +374,49 @@ class _Place:
             raise self.error(path, error) from None
 
 
-def _walk(table: dict[str, Any], path: tuple[str, ...], place: _Place) -> Iterator[tuple[tuple[str, ...], Setting, Any]]:
+def _walk(table: dict[str, Any], path: tomllines.Path, place: _Place) -> Iterator[tuple[tomllines.Path, Setting, Any]]:
     """The settings in a document, each with its path and what stands there."""
     for key, value in table.items():
         here = (*path, key)
-        row = ("interfaces", ANY_NAME, *here[2:]) if here[0] == "interfaces" else here
+        row = _row_of(here)
         if here in (("interfaces",), *((name,) for name in TABLES)) or (here[0] == "interfaces" and len(here) == 2):
             if not isinstance(value, dict):
-                hint = f"write [{'.'.join(here)}] on a line by itself, and its settings below"
+                hint = f"write [{'.'.join(map(str, here))}] on a line by itself, and its settings below"
                 raise place.error(here, refusal(value, "a table", hint=hint))
             if len(here) == 2 and not is_interface_name(key):
                 raise place.error(here, ConfigError("not an interface name"))
             yield from _walk(value, here, place)
+        elif len(here) == 1 and key in ARRAYS:
+            if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+                hint = f"write [[{key}]] on a line by itself, and its settings below"
+                raise place.error(here, refusal(value, "an array of tables", hint=hint))
+            for index, item in enumerate(value):
+                yield from _walk(item, (key, index), place)
         elif row in SETTINGS:
             yield here, SETTINGS[row], value
         else:
             raise place.error(here, ConfigError("unknown key", hint=_guess_key(here, row, value)))
 
 
-def _guess_key(path: tuple[str, ...], row: tuple[str, ...], value: object) -> str:
+def _row_of(path: tomllines.Path) -> tuple[str, ...]:
+    """The path of a setting in the table of settings."""
+    if path[0] == "interfaces" and len(path) > 1:
+        return ("interfaces", ANY_NAME, *map(str, path[2:]))
+    return tuple(EACH if isinstance(part, int) else part for part in path)
+
+
+def _guess_key(path: tomllines.Path, row: tuple[str, ...], value: object) -> str:
     if path[0] == "interfaces" and isinstance(value, dict):
-        return f'a name with a dot needs quotes: [interfaces."{path[1]}.{show_key(path[2])}"]'
-    if len(path) > 1 and path[-1:] in SETTINGS:
-        return f"{path[-1]} belongs above the first [table] line: what follows one belongs to that table"
-    siblings = {known[-1]: known for known in (*SETTINGS, *((name,) for name in (*TABLES, "interfaces"))) if known[:-1] == row[:-1]}
+        return f'a name with a dot needs quotes: [interfaces."{path[1]}.{show_key(str(path[2]))}"]'
+    if len(path) > 1 and row[-1:] in SETTINGS:
+        return f"{row[-1]} belongs above the first [table] line: what follows one belongs to that table"
+    names = (*SETTINGS, *((name,) for name in (*TABLES, *ARRAYS, "interfaces")))
+    siblings = {known[-1]: known for known in names if known[:-1] == row[:-1]}
     others = {known[-1]: known for known in SETTINGS}
-    for names in (siblings, others):
-        near = difflib.get_close_matches(path[-1][:40], names, 1)
+    for candidates in (siblings, others):
+        near = difflib.get_close_matches(row[-1][:40], candidates, 1)
         if near:
-            return f"did you mean {'.'.join(names[near[0]])}?"
+            return f"did you mean {_joined(candidates[near[0]])}?"
     return "see xdpmond.toml(5)"
 
 
