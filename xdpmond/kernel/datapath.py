@@ -17,7 +17,7 @@ import numpy as np
 from ..config import Config
 from ..errors import KernelError
 from ..model import AttachMode, Mode, Prefix, Total, Verdict
-from ..rows import count_of, merge
+from ..rows import count_of
 from . import abi, libbpf, loader
 from .attach import Attached, attach, layer_of
 from .costs import costs
@@ -277,11 +277,11 @@ class Datapath:
         rows = self.talkers.read_closed(closed)
         count = count_of(rows)
         self.control.window_read(closed, count.packets, count.bytes)
-        return merge(rows)
+        return rows
 
     def read_running(self) -> np.ndarray:
         """The talkers of the running window so far, one row for each source, protocol and port."""
-        return merge(self.talkers.read_running(self.control.window))
+        return self.talkers.read_running(self.control.window)
 
     def facts(self) -> dict[str, object]:
         """Ids and sizes for the status."""
@@ -293,7 +293,7 @@ class Datapath:
             "links": links,
             "counting_since": realtime_at_monotonic_zero() + int(self.control.ledger["started"]) / 1e9,
             "talkers_capacity": self.talkers.capacity,
-            "talkers_occupied": self.talkers.occupied(self.control.window),
+            "talkers_occupied": [used for used, _ in self.talkers.load(self.control.window)],
             "maps": list(costs(self.loaded.maps)),
             "policy_size": self.rules.size._asdict(),
             "rule_cells": self.build.rule_cells,

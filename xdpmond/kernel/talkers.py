@@ -109,10 +109,6 @@ class TalkerTable:
         live = np.concatenate([self._column(chunk, _TAIL) >> _HALF >= running - 1 for chunk in self._chunks()])
         return [(int(used), self._slice) for used in np.count_nonzero(live.reshape(-1, self._slice), axis=1)]
 
-    def occupied(self, running: int) -> int:
-        """Of all slices."""
-        return sum(used for used, _ in self.load(running))
-
 
 def _tail(tail: np.ndarray) -> np.ndarray:
     """A row's third word from that of an entry."""
