@@ -293,7 +293,7 @@ class Datapath:
             "links": links,
             "counting_since": realtime_at_monotonic_zero() + int(self.control.ledger["started"]) / 1e9,
             "talkers_capacity": self.talkers.capacity,
-            "talkers_occupied": [used for used, _ in self.talkers.load(self.control.window)],
+            "talkers_occupied": self.talkers.occupied(self.control.window),
             "maps": list(costs(self.loaded.maps)),
             "policy_size": self.rules.size._asdict(),
             "rule_cells": self.build.rule_cells,

@@ -104,10 +104,10 @@ class TalkerTable:
 
         return _in_order(places, keys, read)
 
-    def load(self, running: int) -> list[tuple[int, int]]:
-        """Entries of the running window or the one before it, and the capacity: of each slice."""
+    def occupied(self, running: int) -> list[int]:
+        """Entries of the running window or the one before it, in each slice."""
         live = np.concatenate([self._column(chunk, _TAIL) >> _HALF >= running - 1 for chunk in self._chunks()])
-        return [(int(used), self._slice) for used in np.count_nonzero(live.reshape(-1, self._slice), axis=1)]
+        return [int(used) for used in np.count_nonzero(live.reshape(-1, self._slice), axis=1)]
 
 
 def _tail(tail: np.ndarray) -> np.ndarray:
