@@ -36,7 +36,7 @@ from .kernel.links import LinkWatch
 from .kernel.pump import EventPump
 from .kernel.sockets import ephemeral_ports, established_peers, port_flags
 from .messages import Message, Record
-from .model import Caller, Count, Family, Mode, RuleCount, RuleCounts
+from .model import Caller, Count, Family, Mode, RuleCount, RuleCounts, Verdict
 from .policy import Policy
 from .service import Ports, Service
 from .sinks.console import ConsoleSink
@@ -97,8 +97,8 @@ def _check(paths: ConfigPaths, options: argparse.Namespace) -> int:
     for warning in config_warnings(config):
         print(f"xdpmond: note: {warning}")
     files = ", ".join(config.files) or "no file: the defaults hold"
-    print(f"the configuration is good: {len(config.allow)} allowed and {len(config.deny)} denied prefixes, mode {config.mode}"
-          f" ({files})")  # fmt: skip
+    print(f"the configuration is good: {config.count(Verdict.ALLOW)} allowed and {config.count(Verdict.DENY)} denied prefixes,"
+          f" mode {config.mode} ({files})")  # fmt: skip
     return 0
 
 

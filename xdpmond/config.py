@@ -4,7 +4,7 @@ A setting is one row: a field of `Config` or of one of its tables, declared with
 and says what is taken) and its help. The field's name is the key in the file. Everything else follows from the rows: unknown keys are
 refused with the nearest known one, and the list of settings in xdpmond.toml(5) is made from them.
 
-The files are the vendor's, the administrator's, then the drop-ins by name. Later values replace earlier ones; `allow` and `deny` add up.
+The files are the vendor's, the administrator's, then the drop-ins by name. Later values replace earlier ones; lists of entries add up.
 All is read before any of it counts: a `ConfigError` means that nothing was taken over.
 """
 
@@ -23,6 +23,7 @@ from . import tomllines
 from .errors import ConfigError, GuardError, XdpmondError
 from .kinds import (
     ENTRIES,
+    FILES,
     INTERFACES,
     PATH,
     PORTS,
@@ -37,7 +38,8 @@ from .kinds import (
     size,
 )
 from .model import AttachMode, Entry, Mode, Origin, Port, Prefix, Verdict
-from .prefixes import Bulk
+from .prefixes import Bulk, PrefixSet
+from .prefixfile import read_list
 
 T = TypeVar("T")
 
@@ -153,6 +155,11 @@ class Config:
         The permitted sources. The lists of all files in /etc add up. The longest prefix that covers a source decides, so that
         a deny inside an allowed network works, and the other way round.""")
     deny: tuple[Entry, ...] = _setting((), ENTRIES, "The denied sources, in the same way.")
+    allow_files: tuple[str, ...] = _setting((), FILES, """
+        More permitted sources, in files of their own, which the service must be able to read: one prefix a line, `#` begins a comment. For
+        long lists: a million prefixes take a second. The files named in all files in /etc add up. What `allow` and `deny` say of a
+        prefix wins over the same prefix here.""")
+    deny_files: tuple[str, ...] = _setting((), FILES, "More denied sources, in the same way.")
     failsafe_ports: tuple[Port, ...] = _setting((Port("tcp", 22),), PORTS, """
         Ports of this host that `default = "deny"` leaves open, so that nobody is locked out; a deny entry closes them too. No change
         that would cut off a peer connected to one of them is taken unless it is forced.""")
@@ -179,6 +186,11 @@ class Config:
     @property
     def entries(self) -> tuple[Entry, ...]:
         return self.allow + self.deny
+
+    def count(self, verdict: Verdict) -> int:
+        """How many prefixes are allowed, or denied."""
+        entries = self.allow if verdict is Verdict.ALLOW else self.deny
+        return len(entries) + sum(len(bulk.prefixes) for bulk in self.lists if bulk.verdict is verdict)
 
     def mode_on(self, interface: str) -> Mode:
         own = self.interfaces.get(interface)
@@ -278,6 +290,7 @@ class _Found:
         self._entries: dict[Prefix, Entry] = {}
         self._items: dict[str, dict[tuple[Any, ...], Any]] = {name: {} for name in ARRAYS}
         """The items of each array of tables by what no other one may have too."""
+        self._lists: list[_List] = []
         self._files: list[str] = []
 
     def read(self, file: Path, *, vendor: bool = False, required: bool = False) -> None:
@@ -300,14 +313,17 @@ class _Found:
         items: dict[tuple[str | int, ...], dict[str, Any]] = {}
         for path, setting, value in _walk(document, (), place):
             parsed = None if setting.kind is ENTRIES else place.parse(path, setting.kind, value)
+            if vendor and setting.kind in (ENTRIES, FILES):
+                raise place.error(path, ConfigError("entries stand in the files in /etc only"))
             if len(path) == 3 and path[0] in ARRAYS:
                 items.setdefault(path[:2], {})[str(path[2])] = parsed
-            elif setting.kind is not ENTRIES:
-                self._values[path] = parsed
-            elif vendor:
-                raise place.error(path, ConfigError("entries stand in the files in /etc only"))
-            else:
+            elif setting.kind is ENTRIES:
                 self._add_entries(place, path, value)
+            elif setting.kind is FILES:
+                verdict = Verdict(str(path[0]).removesuffix("_files"))
+                self._lists += [_List(verdict, file, place, (*path, index)) for index, file in enumerate(parsed or ())]
+            else:
+                self._values[path] = parsed
         for name in ARRAYS:
             for index in range(len(document.get(name, ()))):
                 self._add_item(place, name, index, items.get((name, index), {}))
@@ -339,14 +355,42 @@ class _Found:
     def config(self) -> Config:
         for verdict in (Verdict.ALLOW, Verdict.DENY):
             self._values[(verdict,)] = tuple(entry for entry in self._entries.values() if entry.verdict is verdict)
+            self._values[(f"{verdict}_files",)] = tuple(dict.fromkeys(of.file for of in self._lists if of.verdict is verdict))
         tables: dict[str, Any] = {name: table(**self._under(name)) for name, table in TABLES.items()}
         names = {str(path[1]) for path in self._values if path[0] == "interfaces"}
         interfaces = {name: Interface(**self._under("interfaces", name)) for name in sorted(names)}
         arrays: dict[str, Any] = {name: tuple(self._items[name].values()) for name in ARRAYS}
-        config = Config(**self._under(), **tables, **arrays, interfaces=interfaces, files=tuple(self._files))
-        if len(config.entries) > config.tables.prefixes:
-            raise ConfigError(f"allow and deny hold {len(config.entries)} prefixes, tables.prefixes is {config.tables.prefixes}")
+        files = tuple(dict.fromkeys([*self._files, *(of.file for of in self._lists)]))
+        config = Config(**self._under(), **tables, **arrays, interfaces=interfaces, files=files)
+        config = dataclasses.replace(config, lists=self._read_lists(config.tables.prefixes))
+        number = config.count(Verdict.ALLOW) + config.count(Verdict.DENY)
+        if number > config.tables.prefixes:
+            raise ConfigError(f"allow and deny hold {number} prefixes, tables.prefixes is {config.tables.prefixes}")
         return config
+
+    def _read_lists(self, most: int) -> tuple[Bulk, ...]:
+        """The files of prefixes, without what is named elsewhere too."""
+        named = {
+            verdict: PrefixSet.of(prefix for prefix, entry in self._entries.items() if entry.verdict is verdict)
+            for verdict in (Verdict.ALLOW, Verdict.DENY)
+        }
+        found: list[tuple[_List, PrefixSet]] = []
+        for of in self._lists:
+            prefixes = of.read(most)
+            other = Verdict.ALLOW if of.verdict is Verdict.DENY else Verdict.DENY
+            if prefix := prefixes.common(named[other]):
+                raise of.contradiction(prefix, prefixes, other, self._entries[prefix].source)
+            for before, earlier in found:
+                if before.verdict is other and (prefix := prefixes.common(earlier)):
+                    raise of.contradiction(prefix, prefixes, other, f"{before.file}:{earlier.line_of(prefix)}")
+            found.append((of, prefixes))
+        lists: list[Bulk] = []
+        for of, prefixes in reversed(found):  # the last one that names a prefix has it
+            prefixes = prefixes.without(named[of.verdict])
+            for later in lists:
+                prefixes = prefixes.without(later.prefixes)
+            lists.append(Bulk(prefixes, of.verdict, Origin.CONFIGURATION, source=of.file))
+        return tuple(reversed(lists))
 
     def _under(self, *table: str) -> dict[str, Any]:
         return {str(path[-1]): value for path, value in self._values.items() if path[:-1] == table}
@@ -372,6 +416,31 @@ class _Place:
             return kind.parse(value)
         except XdpmondError as error:
             raise self.error(path, error) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    """A file of prefixes, and where it is named."""
+
+    verdict: Verdict
+    file: str
+    place: _Place
+    path: tomllines.Path
+
+    def read(self, most: int) -> PrefixSet:
+        try:
+            prefixes = read_list(self.file, most)
+        except XdpmondError as error:
+            raise self.place.error(self.path, error) from None
+        for prefix in prefixes.of_length(0):
+            where = f"{self.file}:{prefixes.line_of(prefix)}"
+            hint = f'write {{ prefix = "{prefix}", force = true }} under {self.verdict}'
+            raise self.place.error(self.path, ConfigError(f"{where}: {prefix} is every {prefix.family.label} source", hint=hint))
+        return prefixes
+
+    def contradiction(self, prefix: Prefix, prefixes: PrefixSet, other: Verdict, source: str) -> ConfigError:
+        message = f"{self.file}:{prefixes.line_of(prefix)}: {prefix} stands under {other} too, in {source}"
+        return self.place.error(self.path, ConfigError(message, hint="delete one"))
 
 
 def _walk(table: dict[str, Any], path: tomllines.Path, place: _Place) -> Iterator[tuple[tomllines.Path, Setting, Any]]:
@@ -437,7 +506,7 @@ def config_warnings(config: Config) -> list[str]:
     modes = {config.mode, *(own.mode for own in config.interfaces.values())}
     if Mode.ENFORCE not in modes and config.default is Verdict.DENY:
         warnings.append('default = "deny" in monitor mode: nothing is dropped')
-    elif Mode.ENFORCE not in modes and config.deny:
+    elif Mode.ENFORCE not in modes and config.count(Verdict.DENY):
         warnings.append("deny entries in monitor mode: nothing is dropped")
     if Mode.ENFORCE in modes and config.default is Verdict.DENY:
         warnings.append("answers to this host's own connections are dropped unless their sources are allowed (DNS, apt, NTP)")

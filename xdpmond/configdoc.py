@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from .config import ANY_NAME, ARRAYS, EACH, SETTINGS, TABLES, Interface, Setting
-from .kinds import ENTRIES
+from .kinds import ENTRIES, FILES
 
 BEGIN = '.\\" The settings up to the end mark are made by: python3 -m xdpmond.configdoc man/xdpmond.toml.5'
 END = '.\\" End mark.'
@@ -58,7 +58,7 @@ def vendor_toml() -> str:
         if table:
             lines += [f"# {_about(table)}", f"[{'.'.join(table)}]\n"]
         for setting in settings:
-            if setting.kind is not ENTRIES:
+            if setting.kind not in (ENTRIES, FILES):
                 lines += textwrap.wrap(setting.help.replace("`", ""), 120, initial_indent="# ", subsequent_indent="# ")
                 lines.append(f"{setting.path[-1]} = {_default(setting)}\n")
     return "\n".join(lines)

@@ -103,12 +103,17 @@ def size(low: int, high: int, *, or_zero: str = "") -> Kind[int]:
     return Kind(form, parse, show)
 
 
-def _parse_path(value: object) -> str:
+def _parse_path(value: object, example: str = "/var/log/xdpmond/events.jsonl") -> str:
     if not isinstance(value, str) or not value.isprintable() or not value.startswith("/") or value.endswith("/"):
-        raise refusal(value, "the path of a file", hint='write it in full, for example "/var/log/xdpmond/events.jsonl"')
+        raise refusal(value, "the path of a file", hint=f'write it in full, for example "{example}"')
     if os.path.normpath(value) != value:
         raise refusal(value, "a plain path", hint=f'write "{os.path.normpath(value)}"')
     return value
+
+
+def _parse_paths(value: object) -> tuple[str, ...]:
+    example = "/etc/xdpmond/blocked.txt"
+    return _without_doubles([_parse_path(item, example) for item in _parse_list(value, "the paths of files")])
 
 
 def _parse_switch(value: object) -> bool:
@@ -189,6 +194,7 @@ SWITCH = Kind("true or false", _parse_switch, lambda value: str(value).lower())
 INTERFACES = Kind("an interface name, or a list of them", _parse_interfaces, _show_interfaces)
 PATH = Kind("the path of a file, from / on", _parse_path, lambda value: json.dumps(value))
 PORTS = Kind('a list of "tcp/NUMBER" and "udp/NUMBER"', _parse_ports, _show_list)
+FILES = Kind("a list of files, each by its path from / on", _parse_paths, _show_list)
 ENTRIES: Kind[Any] = Kind('a list of prefixes, each a string or { prefix = "...", reason = "..." }', _parse_item, _show_list)
 """Read item by item, since each has a line of its own."""
 

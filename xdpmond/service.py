@@ -252,6 +252,7 @@ class Service:
         async with self._changing:
             before = self._policy
             policy = await asyncio.to_thread(before.with_bulk, Bulk(prefixes, verdict, Origin.OPERATOR, now, expires, reason))
+            _require_room(before, policy, self._config)
             with self._refusals_reported(caller):
                 await self._guard(policy, force, extra_peers)
             notes = await self._commit(policy)
@@ -492,6 +493,7 @@ class Service:
         was_so = self._config.default is config.default and self._strictest_mode() is mode
         require_force(config, self._forced or was_so, mode)
         policy = await asyncio.to_thread(self._policy.with_configuration, config.entries, config.lists)
+        _require_room(self._policy, policy, config)
         try:
             await self._guard(policy, False, config=config)
         except LockOutError as error:
@@ -578,6 +580,13 @@ class Service:
 
     def follow_events(self) -> EventFeed:
         return self.events.follow()
+
+
+def _require_room(before: Policy, after: Policy, config: Config) -> None:
+    """Refuse what would make the policy larger than it may be. A smaller one is welcome however large it still is."""
+    if len(after) > max(len(before), config.tables.prefixes):
+        message = f"the policy would hold {len(after)} entries, and tables.prefixes is {config.tables.prefixes}"
+        raise XdpmondError(message, hint="remove some, or raise that")
 
 
 def _ended(policy: Policy, now: float) -> tuple[list[Entry], int, Policy]:

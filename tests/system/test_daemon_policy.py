@@ -13,6 +13,7 @@ from busfixture import MANAGER, NAME, PATH
 from conftest import CONFIG, DENIED4, PERMITTED4, PERMITTED6, UNLISTED4, UNLISTED6, Ends, Start, World
 
 from tests.lab import NOBODY, wait_for
+from xdpmond.state import OperatorStore
 
 
 def prefixes(world: World) -> list[str]:
@@ -45,7 +46,7 @@ def test_several_prefixes_are_taken_all_or_none(world: World, start: Start, tmp_
 
 
 def test_entries_and_mode_survive_a_restart(world: World, start: Start, tmp_path: Path) -> None:
-    state = ["--state", str(tmp_path / "state.json")]
+    state = ["--state", str(tmp_path / "policy.log")]
     daemon = start(CONFIG, *state)
     ctl = world.lab.ctl
     ctl("deny", UNLISTED4.net, "--reason", 'it said "hello"')
@@ -80,32 +81,41 @@ def test_entries_and_mode_survive_a_restart(world: World, start: Start, tmp_path
 
 
 def test_a_damaged_state_file_is_put_aside(world: World, start: Start, tmp_path: Path) -> None:
-    state = tmp_path / "state.json"
-    state.write_text('{"version": 1, "entries": [{"prefix"')
+    state = tmp_path / "policy.log"
+    daemon = start(CONFIG, "--state", str(state))
+    for number in range(3):
+        world.lab.ctl("deny", f"192.0.2.{number}")
+    daemon.stop()
+    content = bytearray(state.read_bytes())
+    content[content.index(b"192.0.2.1")] ^= 1
+    state.write_bytes(content)
     daemon = start(CONFIG, "--state", str(state))
     assert world.passes(PERMITTED4)
-    assert str(state) in daemon.log
-    assert any(path.read_text().startswith('{"version": 1, "entries"') for path in tmp_path.iterdir() if path != state)
-    world.lab.ctl("deny", "192.0.2.1")
-    assert "192.0.2.1" in state.read_text()
+    assert f"{state} is not understood" in daemon.log
+    assert state.with_name("policy.log.unreadable-1").read_bytes() == content
+    assert prefixes(world) == ["192.0.2.0/32"]  # what was read before the damage
+    world.lab.ctl("deny", "192.0.2.7")
+    daemon.stop(signal.SIGKILL)
+    start(CONFIG, "--state", str(state))
+    assert prefixes(world) == ["192.0.2.0/32", "192.0.2.7/32"]
 
 
 def test_a_state_that_cannot_be_written_is_said_to_the_caller(world: World, start: Start) -> None:
-    start(CONFIG, "--enforce", "--state", "/proc/nothing/state.json")
+    start(CONFIG, "--enforce", "--state", "/proc/nothing/policy.log")
     said = world.lab.ctl("deny", UNLISTED4.net)
     assert "not kept" in said.stdout + said.stderr
     assert world.drops(UNLISTED4)  # it holds all the same
 
 
 def test_what_the_kernel_cannot_hold_changes_nothing(world: World, start: Start, tmp_path: Path) -> None:
-    start(CONFIG + "[tables]\nprefixes = 1024", "--enforce", "--state", str(tmp_path / "state.json"))
+    start(CONFIG + "[tables]\nprefixes = 1024", "--enforce", "--state", str(tmp_path / "policy.log"))
     world.lab.ctl("deny", UNLISTED4.net)
     some, more = ("\n".join(f"100.{net}.{number >> 8}.{number & 255}" for number in range(600)) for net in (64, 65))
     assert world.lab.json("deny", "--from-file", "-", input=some)["applied"] == 600
     refused = world.lab.ctl("deny", "--from-file", "-", input=f"{more}\n{PERMITTED4.net}", status=1)
     assert refused.stderr
     assert len(prefixes(world)) == 601
-    assert "100.65" not in (tmp_path / "state.json").read_text()
+    assert not any(str(entry.prefix).startswith("100.65") for entry in OperatorStore(tmp_path / "policy.log").load().policy.entries())
     assert world.passes(PERMITTED4) and world.drops(UNLISTED4, DENIED4)
     world.lab.ctl("deny", PERMITTED4.net)  # there is room for one
     assert world.drops(PERMITTED4)

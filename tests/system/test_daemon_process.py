@@ -47,7 +47,7 @@ def test_the_compiler_stays_out_of_the_daemon(world: World, start: Start) -> Non
 
 def test_nothing_piles_up(world: World, start: Start, tmp_path: Path) -> None:
     """Descriptors and threads are as many after a lot of work as before it."""
-    daemon = start('window = "1s"\n' + CONFIG, "--state", str(tmp_path / "state.json"))
+    daemon = start('window = "1s"\n' + CONFIG, "--state", str(tmp_path / "policy.log"))
 
     def work() -> None:
         for command in (["deny", UNLISTED4.net], ["top"], ["list"], ["events"], ["status"], ["explain", UNLISTED4.net], ["reload"],
@@ -70,7 +70,7 @@ def test_the_loop_stays_free(world: World, tmp_path: Path) -> None:
     """Lists of many thousand prefixes and a flood are work for threads: nobody waits for them."""
     config = world.lab.write("measured.toml", 'window = "1s"\nsummary_interval = "1s"\n' + CONFIG)
     log = world.lab.directory / "measured.log"
-    command = [PYTHON, "-c", MEASURED, "-c", str(config), "--bus", world.lab.bus.address, "--state", str(tmp_path / "state.json")]
+    command = [PYTHON, "-c", MEASURED, "-c", str(config), "--bus", world.lab.bus.address, "--state", str(tmp_path / "policy.log")]
     process = world.lab.spawn(world.host.inside(command), log)
     try:
         wait_for(lambda: " is ready" in log.read_text(), "the daemon")

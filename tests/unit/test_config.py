@@ -64,7 +64,10 @@ def test_each_default_as_the_manual_shows_it_reads_back(setting):
 
 
 def test_each_setting_can_be_set_and_arrives(tree):
-    config = tree.load("""
+    lists = [json.dumps([str(tree.write(name, ""))]) for name in ("allowed", "denied")]
+    config = tree.load(
+        f"allow_files = {lists[0]}\ndeny_files = {lists[1]}"
+        + """
         mode = "enforce"
         default = "deny"
         interface = ["eth0", "eth1"]
@@ -90,7 +93,8 @@ def test_each_setting_can_be_set_and_arrives(tree):
         rotate_age = "1d"
         keep = 3
         compress = false
-    """)
+    """
+    )
     for path, setting in SETTINGS.items():
         value = config
         for key in path:
@@ -225,6 +229,67 @@ def test_one_file_named_by_hand(tmp_path):
     assert (config.window, config.summary_interval) == (120, 180)
 
 
+# --- files of prefixes
+
+
+def listed(config):
+    """What the lists amount to: verdict, prefix and place of each."""
+    found = [
+        (bulk.verdict, str(prefix), f"{bulk.source}:{bulk.prefixes.line_of(prefix)}") for bulk in config.lists for prefix in bulk.prefixes
+    ]
+    return sorted(found)
+
+
+def test_files_of_prefixes_add_up_and_the_last_word_on_a_prefix_counts(tree):
+    one = tree.write("one", "10.0.0.0/8 # ours\n\n192.0.2.1\n::1\n10.0.0.0/8\n")
+    two = tree.write("two", "192.0.2.1\n192.0.2.2\n198.51.100.0/24\n")
+    three = tree.write("three", "203.0.113.0/24\n2001:db8::/32\n")
+    tree.write("xdpmond.toml.d/a.toml", f'allow_files = ["{two}"]\ndeny_files = ["{three}"]')
+    config = tree.load(f'allow = [{{ prefix = "198.51.100.0/24", reason = "why" }}]\nallow_files = [\n"{one}"]')
+    assert listed(config) == [
+        (Verdict.ALLOW, "10.0.0.0/8", f"{one}:5"), (Verdict.ALLOW, "192.0.2.1/32", f"{two}:1"),
+        (Verdict.ALLOW, "192.0.2.2/32", f"{two}:2"), (Verdict.ALLOW, "::1/128", f"{one}:4"),
+        (Verdict.DENY, "2001:db8::/32", f"{three}:2"), (Verdict.DENY, "203.0.113.0/24", f"{three}:1"),
+    ]  # fmt: skip
+    assert [(str(entry.prefix), entry.reason) for entry in config.allow] == [("198.51.100.0/24", "why")]
+    assert (config.count(Verdict.ALLOW), config.count(Verdict.DENY)) == (5, 2)
+    assert (config.allow_files, config.deny_files) == ((str(one), str(two)), (str(three),))
+    assert [Path(file).name for file in config.files] == ["xdpmond.toml", "a.toml", "one", "two", "three"]
+    assert config_warnings(config) == ["deny entries in monitor mode: nothing is dropped"]
+
+
+@pytest.mark.parametrize(
+    ("toml", "content", "message"),
+    [
+        ('\ndeny_files = ["LIST"]', "::1\n10.1\n", "xdpmond.toml:2: deny_files: LIST:2: '10.1' is not an IP prefix (four decimal parts"),
+        ('deny_files = [\n"LIST"]', "10.0.0.1/8\n", "xdpmond.toml:2: deny_files: LIST:1: '10.0.0.1/8' has host bits set (write 10.0.0.0/8"),
+        ('deny_files = ["LIST"]', "::1\n::/0", 'LIST:2: ::/0 is every ipv6 source (write { prefix = "::/0", force = true } under deny)'),
+        ('deny_files = ["LIST"]\nallow = ["::1"]', "#\n::1", "LIST:2: ::1/128 stands under allow too, in "),
+        ('deny_files = ["LIST"]\nallow_files = ["LIST"]', "::1",
+         "xdpmond.toml:2: allow_files: LIST:1: ::1/128 stands under deny too, in LIST:1"),
+        ('deny_files = ["LIST.x"]', "", "xdpmond.toml:1: deny_files: LIST.x: No such file or directory"),
+        ('deny_files = ["/dev/null"]', "", "deny_files: prefixes are read from a regular file only"),
+        ('deny_files = "LIST"', "", "is not a list of the paths of files"),
+        ('deny_files = ["list"]', "", "deny_files: 'list' is not the path of a file (write it in full, for example \"/etc/xdpmond/"),
+        ('deny_files = ["LIST", "LIST"]', "", "LIST stands there twice"),
+        ('tables.prefixes = 1024\ndeny_files = ["LIST"]', "\n".join(f"10.0.{n >> 8}.{n & 255}" for n in range(1025)),
+         "deny_files: LIST: more than 1024 prefixes"),
+        ('tables.prefixes = 1024\ndeny = ["::1"]\ndeny_files = ["LIST"]', "\n".join(f"10.0.{n >> 8}.{n & 255}" for n in range(1024)),
+         "allow and deny hold 1025 prefixes, tables.prefixes is 1024"),
+    ],
+)  # fmt: skip
+def test_a_refused_file_of_prefixes_is_named_with_its_line(tree, toml, content, message):
+    file = tree.write("list", content)
+    with pytest.raises(ConfigError) as caught:
+        tree.load(toml.replace("LIST", str(file)))
+    assert message.replace("LIST", str(file)) in str(caught.value)
+
+
+def test_a_vendor_names_no_files_of_prefixes(tree):
+    tree.write("vendor.toml", "deny_files = []")
+    assert tree.refused("") == "vendor.toml:1: deny_files: entries stand in the files in /etc only"
+
+
 # --- refusals
 
 REFUSALS = [
@@ -262,7 +327,7 @@ REFUSALS = [
     ('[[log]]\npath = "/var/log/../x"', "xdpmond.toml:2: log.path: '/var/log/../x' is not a plain path (write \"/var/x\")"),
     ('[[log]]\npath = "/x\\n"', "xdpmond.toml:2: log.path: '/x\\n' is not the path of a file"),
     ('[[log]]\npath = "/x"\nformat = "jsnl"', "xdpmond.toml:3: log.format: 'jsnl' is not one of jsonl, csv (did you mean jsonl?)"),
-    ('[[log]]\npath = "/x"\nrotate_size = 100', "xdpmond.toml:3: log.rotate_size: 100 is not a size from \"64K\" to \"1T\""),
+    ('[[log]]\npath = "/x"\nrotate_size = 100', 'xdpmond.toml:3: log.rotate_size: 100 is not a size from "64K" to "1T"'),
     ('[[log]]\npath = "/x"\nrotate_size = "1K"', "xdpmond.toml:3: log.rotate_size: '1K' is not a size"),
     ('mode = "enforced"', "xdpmond.toml:1: mode: 'enforced' is not one of monitor, enforce (did you mean enforce?)"),
     ("mode = 5", "xdpmond.toml:1: mode: 5 is not one of monitor, enforce"),

@@ -19,6 +19,7 @@ from xdpmond.errors import (
     NoSuchEntryError,
     PrefixError,
     UsageError,
+    XdpmondError,
 )
 from xdpmond.interfaces import InterfaceState
 from xdpmond.messages import Message
@@ -170,6 +171,24 @@ def test_a_full_disk_does_not_stop_a_deny_but_is_said():
         world.store.full = False
         await world.deny("192.0.2.2")  # the next change keeps both
         assert world.kept() == {"192.0.2.1/32": "deny", "192.0.2.2/32": "deny"}
+
+    run(work)
+
+
+def test_no_more_entries_than_there_may_be():
+    async def work():
+        tables = Tables(prefixes=3)
+        world = World(Config(tables=tables), kept(*(entry(f"192.0.2.{number}") for number in range(4))))
+        await world.service.begin()  # a smaller limit does not keep the daemon from its work
+        await world.service.remove(["192.0.2.1"], caller=ROOT)
+        await world.allow("192.0.2.2")
+        before = world.snapshot()
+        with pytest.raises(XdpmondError, match=r"would hold 4 entries, and tables\.prefixes is 3"):
+            await world.deny("192.0.2.9")
+        world.files = Config(tables=tables, deny=(file_entry("203.0.113.0/24"),))
+        with pytest.raises(XdpmondError, match="would hold 4 entries"):
+            await world.service.reload(caller=ROOT)
+        assert world.snapshot() == before
 
     run(work)
 
