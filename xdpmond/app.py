@@ -15,17 +15,16 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from . import __version__
+from .attribution import RuleBook
 from .batch import EventBatch, Match
 from .config import Config, ConfigPaths, config_warnings, load, require_force
 from .errors import KernelError, StateError, XdpmondError
@@ -34,9 +33,10 @@ from .interfaces import Interfaces
 from .kernel.datapath import Datapath, Kept
 from .kernel.links import LinkWatch
 from .kernel.pump import EventPump
+from .kernel.rulecounts import RuleCountTable
 from .kernel.sockets import ephemeral_ports, established_peers, port_flags
 from .messages import Message, Record
-from .model import Caller, Count, Family, Mode, RuleCount, RuleCounts, Verdict
+from .model import Caller, Count, Mode, Prefix, RuleCounts, Verdict
 from .policy import Policy
 from .service import Ports, Service
 from .sinks.console import ConsoleSink
@@ -45,7 +45,7 @@ from .sinks.logfile import LogFiles, require_writable
 from .state import NAME as STATE_FILE
 from .state import OperatorStore, State
 from .systemd import Notifier, stored_descriptors
-from .windows import Progress, Summary, Totals, Window
+from .windows import LossWarning, Pressure, Progress, Summary, Totals, Window, lost
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,23 +102,24 @@ def _check(paths: ConfigPaths, options: argparse.Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _OneByOne:
-    """Looks up one source after the other, until the policy can do it at once."""
+_TALKERS_LOST = (
+    "the table of talkers is full: some sources are not listed, and counts of entries are lower bounds; totals are exact"
+    " (see tables.talkers in xdpmond.toml(5))"
+)
 
-    policy: Policy
 
-    def __call__(self, families: np.ndarray, sources: np.ndarray) -> Any:
-        entries = [
-            self.policy.match(Family(int(family)), source.tobytes()[: Family(int(family)).bits // 8])
-            for family, source in zip(families, sources, strict=True)
-        ]
-        found = list(dict.fromkeys(entry for entry in entries if entry))
-        which = np.array([found.index(entry) if entry else -1 for entry in entries], "i4")
-        return SimpleNamespace(which=which, prefixes=[entry.prefix for entry in found], verdicts=[entry.verdict for entry in found])
+class _BookedKernel:
+    """The packet path as the service sees it: what it does to the policy is entered in the book of rule counts."""
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _OneByOne) and self.policy is other.policy
+    def __init__(self, datapath: Datapath, book: RuleBook):
+        self._datapath, self._book = datapath, book
+        self.totals, self.tallies, self.read_running = datapath.totals, datapath.tallies, datapath.read_running
+        self.configure, self.facts = datapath.configure, datapath.facts
+
+    def apply_policy(self, policy: Policy, touched: Sequence[Prefix] | None, default: Verdict) -> None:
+        self._book.changing()
+        self._datapath.apply_policy(policy, touched, default)
+        self._book.changed(policy, touched)
 
 
 class MemoryStore:
@@ -215,13 +216,15 @@ class Daemon:
         store = self._make_store()
         state = await asyncio.to_thread(self._load_state, store)
         self._datapath: Datapath = await self._in_kernel_thread(Datapath.open, config, kept, self._notifier)
+        rules = RuleCountTable(self._datapath.loaded.maps["rules"], self._datapath.build.rule_cells, self._datapath.control.ledger)
+        self._book = RuleBook(rules)
         links = LinkWatch()
         self._interfaces = Interfaces(self._datapath, links, self.report)
         ports = Ports(
-            kernel=self._datapath, store=store, in_kernel_thread=self._in_kernel_thread, load_config=self._load_again,
-            peers=lambda of: established_peers(of.failsafe_ports), report=self.report, reconcile=self._put_in_place,
-            interface_states=lambda: self._interfaces.states, rule_counts=self._rule_counts, losses=self._losses,
-            reloading=self._reloading, clock=time.time,
+            kernel=_BookedKernel(self._datapath, self._book), store=store, in_kernel_thread=self._in_kernel_thread,
+            load_config=self._load_again, peers=lambda of: established_peers(of.failsafe_ports), report=self.report,
+            reconcile=self._put_in_place, interface_states=lambda: self._interfaces.states, rule_counts=self._rule_counts,
+            losses=self._losses, reloading=self._reloading, clock=time.time,
         )  # fmt: skip
         self._service = Service(config, state, ports, forced=self._options.force)
         try:
@@ -255,9 +258,10 @@ class Daemon:
         refused = [state for state in states if state.state == "refused"]
         if not self._notifier.present and refused and len(refused) == len(states):
             raise KernelError(f"no interface can be watched: {refused[0].reason}")
-        service.progress = Progress(await self._in_kernel_thread(self._read_totals), datapath.control.tracked)
+        totals = await self._in_kernel_thread(self._read_totals)
+        service.progress = Progress(totals, datapath.control.tracked, lost=self._book.lost)
         if datapath.took_over:
-            links, rules = len(kept.links), len(datapath.rules)
+            links, rules = len(kept.links), len(service.policy)
             text = f"went on with what the last run left: {links} links, {rules} rules"
             self.report(Record(Message.TOOK_OVER, text, {"links": links, "rules": rules}))
         if replaced:
@@ -333,41 +337,58 @@ class Daemon:
     async def _windows(self) -> None:
         """End each window when it is due, or as soon after as this process gets to run."""
         service, control = self._service, self._datapath.control
-        summary = Summary(time.time(), service.progress.began)
+        summary, warning = Summary(time.time(), service.progress.began), LossWarning()
+        pressure = await self._in_kernel_thread(self._read_pressure)
         while True:
             due = control.window_started + service.config.window
             self._window_changed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._window_changed.wait(), max(0.0, due - time.monotonic()))
                 continue
-            window, totals, tracked = await self._in_kernel_thread(self._close_window, service.config.window)
-            service.progress = service.progress.closed(window, totals, tracked)
+            window, totals, tracked, lost_before = await self._in_kernel_thread(self._close_window, service.config.window)
+            service.progress = service.progress.closed(window, totals, tracked, lost_before)
             interval = service.config.summary_interval
+            if warning.due(window, interval):
+                self.report(Record(Message.WARNING, _TALKERS_LOST))
             if interval:
                 await asyncio.to_thread(summary.add, window)
                 if window.ended - summary.started >= interval - 0.5:
                     text = await asyncio.to_thread(summary.text, totals)
-                    self._summarize(text)
+                    pressure, before = await self._in_kernel_thread(self._read_pressure), pressure
+                    self._summarize("\n".join([text, pressure.text(before)]), pressure.fields(before))
                     summary = Summary(window.ended, totals)
             else:
                 summary = Summary(window.ended, totals)
             await self._reconcile(self._interfaces.keep)
 
-    def _close_window(self, wanted: float) -> tuple[Window, Totals, Count]:
-        control = self._datapath.control
+    def _close_window(self, wanted: float) -> tuple[Window, Totals, Count, int]:
+        """Returns also how many packets had found no talker for certain before the new window."""
+        control, book = self._datapath.control, self._book
         epoch = time.time() - time.monotonic()
         number, started = control.window, control.window_started + epoch
+        # One that waits to be read since a crash has been followed by another already.
+        lost_before = book.lost if control.reading else lost(self._datapath.tallies())
+        exact_until = book.lost
+        book.begin(number)
         rows = self._datapath.close_window()
+        lost_now = lost(self._datapath.tallies())
+        book.close(rows, control.window_started, lost=lost_now, lost_before=lost_before)
         totals = self._read_totals()
         try:
             self._refresh_ports()
         except KernelError as error:
             self.report(Record(Message.WARNING, f"which ports are listened on is not seen: {error}"))
-        return Window(number, started, control.window_started + epoch, wanted, rows), totals, control.tracked
+        window = Window(number, started, control.window_started + epoch, wanted, rows, exact=lost_now == exact_until)
+        return window, totals, control.tracked, lost_before
+
+    def _read_pressure(self) -> Pressure:
+        facts: Mapping[str, Any] = self._datapath.facts()
+        tallies = self._datapath.tallies()
+        slices = facts["talkers_occupied"]
+        return Pressure(slices, facts["talkers_capacity"] // len(slices), tallies.evicted.packets, tallies.untracked.packets)
 
     def _rule_counts(self, running: np.ndarray) -> RuleCounts:
-        counted = self._datapath.rule_counts()
-        return RuleCounts({prefix: RuleCount(count.packets, count.bytes) for prefix, count in counted.items()}, RuleCount(partial=True))
+        return self._book.counts(running, lost(self._datapath.tallies()))
 
     def _read_totals(self) -> Totals:
         return Totals(self._datapath.totals(), time.time())
@@ -376,18 +397,17 @@ class Daemon:
         self._datapath.control.set_ephemeral(*ephemeral_ports())
         self._datapath.control.set_ports(port_flags(self._service.config.failsafe_ports))
 
-    def _summarize(self, text: str) -> None:
+    def _summarize(self, text: str, figures: Mapping[str, int]) -> None:
         losses = self._losses()
         held_back = losses["journal_held_back"]
         extra = f"\n{held_back} events were held back from the journal since the start" if held_back else ""
-        self.report(Record(Message.SUMMARY, text + extra, {"held_back": held_back}))
+        self.report(Record(Message.SUMMARY, text + extra, {"held_back": held_back, **figures}))
         self._notifier.status(self._status_line())
 
     # Events
 
     def _match(self) -> Match:
-        policy = self._service.policy
-        return getattr(policy, "match_rows", None) or _OneByOne(policy)
+        return self._service.policy.match_rows
 
     def _publish(self, batch: EventBatch) -> None:
         self._service.events.publish(batch)

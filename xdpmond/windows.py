@@ -6,7 +6,8 @@ longer, and says so, and nothing is missing from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -153,3 +154,49 @@ def by_family(cell: Total) -> str:
 def lost(tallies: Any) -> int:
     """Packets of talkers that were evicted or untracked: what the tables of talkers and rules do not hold."""
     return int(tallies.evicted.packets + tallies.untracked.packets)
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """The table of talkers at one moment: the entries of each slice, of how many at most, and the packets since the counting began that
+    lost their entry before it was read, or found none."""
+
+    slices: Sequence[int]
+    of_slice: int
+    evicted: int
+    untracked: int
+
+    def fields(self, before: Pressure | None) -> dict[str, int]:
+        """For programs that read the journal. What was lost is that since `before`."""
+        return {
+            "talkers": sum(self.slices),
+            "talkers_capacity": len(self.slices) * self.of_slice,
+            "talkers_fullest": max(self.slices),
+            "evicted": self.evicted - (before.evicted if before else 0),
+            "untracked": self.untracked - (before.untracked if before else 0),
+        }
+
+    def text(self, before: Pressure | None) -> str:
+        """One line for a summary."""
+        of = self.fields(before)
+        text = f"table of talkers: {of['talkers']} of {of['talkers_capacity']} entries"
+        if len(self.slices) > 1:
+            text += f", {of['talkers_fullest']} of {self.of_slice} on the fullest CPU"
+        if of["evicted"] or of["untracked"]:
+            text += f"; {of['evicted']} packets evicted, {of['untracked']} untracked"
+        return text
+
+
+class LossWarning:
+    """Tells when talkers begin to be lost; not of each window in a flood, and not twice in an interval."""
+
+    def __init__(self) -> None:
+        self._exact = True
+        self._told = -math.inf
+
+    def due(self, window: Window, interval: float) -> bool:
+        began = self._exact and not window.exact and window.ended - self._told >= interval
+        self._exact = window.exact
+        if began:
+            self._told = window.ended
+        return began

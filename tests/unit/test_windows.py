@@ -9,7 +9,7 @@ from servicefakes import START, rows
 from xdpmond import windows
 from xdpmond.model import Count, Family, Outcome, ProtocolClass, Total
 from xdpmond.rows import count_of, strongest
-from xdpmond.windows import Progress, Summary, Totals, Window, by_family, by_protocol
+from xdpmond.windows import LossWarning, Pressure, Progress, Summary, Totals, Window, by_family, by_protocol
 
 
 def cell(outcome, packets, *, family=Family.IPV4, protocol=ProtocolClass.TCP, interface="eth0"):
@@ -106,3 +106,26 @@ def test_a_long_summary_keeps_the_strongest():
     assert len(summary.rows) == most
     assert count_of(strongest(summary.rows, "bytes", 2)) == Count(18, 1801)
     assert f"at least 2 IPv4 and {most - 2} IPv6 sources" in summary.text(totals(at=START + 60))
+
+
+def test_the_pressure_on_the_table_in_a_summary():
+    before, now = Pressure((5, 0), 1024, 100, 10), Pressure((1000, 24), 1024, 150, 10)
+    assert before.text(None) == "table of talkers: 5 of 2048 entries, 5 of 1024 on the fullest CPU; 100 packets evicted, 10 untracked"
+    assert now.text(before) == "table of talkers: 1024 of 2048 entries, 1000 of 1024 on the fullest CPU; 50 packets evicted, 0 untracked"
+    assert now.text(now) == "table of talkers: 1024 of 2048 entries, 1000 of 1024 on the fullest CPU"
+    assert Pressure((7,), 1024, 0, 0).text(None) == "table of talkers: 7 of 1024 entries"
+    assert now.fields(before) == {
+        "talkers": 1024, "talkers_capacity": 2048, "talkers_fullest": 1000, "evicted": 50, "untracked": 0,
+    }  # fmt: skip
+
+
+def test_a_loss_of_talkers_is_told_when_it_begins_and_once_in_an_interval():
+    warning = LossWarning()
+
+    def due(minute, exact):
+        return warning.due(replace(window(1, started=START + 60 * minute), exact=exact), 300)
+
+    assert [due(minute, exact) for minute, exact in enumerate([True, False, False, True, False, False])] == [
+        False, True, False, False, False, False,
+    ]  # fmt: skip
+    assert [due(minute, exact) for minute, exact in enumerate([True, False, False], 6)] == [False, True, False]
