@@ -216,8 +216,7 @@ class Daemon:
         store = self._make_store()
         state = await asyncio.to_thread(self._load_state, store)
         self._datapath: Datapath = await self._in_kernel_thread(Datapath.open, config, kept, self._notifier)
-        rules = RuleCountTable(self._datapath.loaded.maps["rules"], self._datapath.build.rule_cells, self._datapath.control.ledger)
-        self._book = RuleBook(rules)
+        self._book: RuleBook = await self._in_kernel_thread(self._open_book)
         links = LinkWatch()
         self._interfaces = Interfaces(self._datapath, links, self.report)
         ports = Ports(
@@ -246,6 +245,11 @@ class Daemon:
         if self._notifier.present:
             return "xdpmond ends; the program stays attached until the service is stopped"
         return "xdpmond ends and detaches" if self._datapath.attachments else "xdpmond ends"
+
+    def _open_book(self) -> RuleBook:
+        datapath = self._datapath
+        table = RuleCountTable(datapath.loaded.maps["rules"], datapath.build.rule_cells, datapath.control.ledger)
+        return RuleBook(table, first=not datapath.took_over, lost=lost(datapath.tallies()))
 
     async def _start(self, kept: Kept) -> None:
         """Policy first, then interfaces: no packet meets an empty policy."""

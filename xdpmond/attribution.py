@@ -186,7 +186,7 @@ class Store(Protocol):
     lost: int
     """Packets that had found no place in the talker table when the running window began."""
     fresh: bool
-    """Nothing was kept here before."""
+    """Nothing was kept here before: there was no process before this one, or the store is of another size."""
 
     def begin(self, window: int) -> None: ...
     def end(self) -> None: ...
@@ -202,8 +202,12 @@ class Store(Protocol):
 class RuleBook:
     """The sums over all windows, and what is known of the policies that the running one has seen. One call at a time."""
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, store: Store, *, first: bool, lost: int, clock: Callable[[], float] = time.monotonic):
+        """`first`: no process has counted packets before this one. `lost` packets have found no place in the talker table so far."""
         self._store = store
+        self._first = first
+        if store.fresh:
+            store.lost = lost
         self._clock = clock
         self._policy: Rules = Policy()
         self._begun = False
@@ -232,7 +236,7 @@ class RuleBook:
         """The first policy of this process: perhaps that of the last one, whose window goes on."""
         self._begun = True
         known = digest(policy)
-        if self._store.fresh:
+        if self._first:
             self._store.digest = known
         elif self._store.digest != known:
             self._store.digest = 0

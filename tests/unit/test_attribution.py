@@ -133,11 +133,11 @@ class World:
         self.ledger = np.zeros(1, abi.LEDGER)[0]
         self.window = 0
         self.policy = Policy(entry(text) for text in texts)
-        self.start()
+        self.start(first=True)
 
-    def start(self):
+    def start(self, *, first=False, lost=0):
         self.table = RuleCountTable(self.fd, self.cells, self.ledger)
-        self.book = RuleBook(self.table)
+        self.book = RuleBook(self.table, first=first, lost=lost)
         self.apply(self.policy)
 
     def apply(self, policy, *touched):
@@ -219,6 +219,16 @@ def test_a_window_that_waited_to_be_read_is_not_the_only_one_with_two_policies(w
     world.close(began=ended)
     world.close(packet("172.16.0.1", 1.0, 3))
     assert world.counts()["172.16.0.0/12"] == (0, True)
+
+
+def test_a_store_of_another_size_begins_anew_but_not_the_window(world):
+    world.close(packet("10.2.0.1", 1.0, 5))
+    os.ftruncate(world.fd, 0)
+    os.ftruncate(world.fd, 1 << 20)
+    world.start(lost=7)
+    assert world.counts(lost=7)["10.0.0.0/8"] == (0, False)
+    world.close(packet("10.2.0.1", 1.0, 5), packet("10.1.0.1", just_now(), 2), lost=7)  # what the first one met is not known
+    assert world.counts(lost=7) == {"10.0.0.0/8": (0, True), "10.1.0.0/16": (2, True), "192.0.2.1/32": (0, True)}
 
 
 def test_a_restart_after_a_change_in_the_same_window_leaves_lower_bounds(world):
