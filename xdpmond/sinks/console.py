@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Mapping
 
 from ..messages import Message, Priority, Record, visible
-from .queued import PATIENCE, QueuedSink
+from .queued import PATIENCE, Budget, QueuedSink
 
 _RED, _YELLOW, _DIM = "31", "33", "2"
 _INDENT = " " * 9
 """As wide as the time of day and the space behind it."""
+_MOST_EVENTS = 500
+"""Samples of traffic in a second: more than anybody reads, at a few hundredths of a core."""
 
 
 class ConsoleSink(QueuedSink):
@@ -39,10 +41,16 @@ class ConsoleSink(QueuedSink):
         self._verbose = verbose
         self._fd = _standard_output() if fd is None else fd
         self._clock = clock
+        self._budget = Budget(_MOST_EVENTS, 1.0, time.monotonic)
         self._encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         self._coloured = _is_terminal(self._fd) and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
         self._gone = self._fd < 0
         self._told = 0
+
+    def _admit(self, events: int) -> int:
+        taken = self._budget.take(events)
+        self._lost += events - taken
+        return taken
 
     def _write(self, record: Record) -> bool:
         if self._gone:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..messages import Record, visible
-from .queued import PATIENCE, QueuedSink
+from .queued import PATIENCE, Budget, QueuedSink
 
 SOCKET = Path("/run/systemd/journal/socket")
 IDENTIFIER = "xdpmond"
@@ -74,25 +74,6 @@ def _bytes(value: object) -> bytes:
     return str(value).encode("utf-8", "backslashreplace")
 
 
-class Budget:
-    """At most `per_minute` in each minute; a minute begins with the first that is asked for after the last one ended."""
-
-    def __init__(self, per_minute: int, clock: Callable[[], float]) -> None:
-        self.per_minute = per_minute
-        self._clock = clock
-        self._began = float("-inf")
-        self._taken = 0
-
-    def take(self, wanted: int) -> int:
-        """How many of so many there may be."""
-        now = self._clock()
-        if now - self._began >= 60:
-            self._began, self._taken = now, 0
-        taken = max(0, min(wanted, self.per_minute - self._taken))
-        self._taken += taken
-        return taken
-
-
 class JournalSink(QueuedSink):
     """The journal of this host. Samples of traffic are written up to a budget; what goes beyond it is held back, and counted."""
 
@@ -102,7 +83,7 @@ class JournalSink(QueuedSink):
         self, events_per_minute: int = 60, *, clock: Callable[[], float] = time.monotonic, path: Path = SOCKET, capacity: int = 2048
     ) -> None:
         super().__init__(capacity)
-        self._budget = Budget(events_per_minute, clock)
+        self._budget = Budget(events_per_minute, 60, clock)
         self._held_back = 0
         self._path = path
         self._socket: socket.socket | None = None
@@ -121,7 +102,7 @@ class JournalSink(QueuedSink):
 
     def set_budget(self, events_per_minute: int) -> None:
         with self._changed:
-            self._budget.per_minute = events_per_minute
+            self._budget.most = events_per_minute
 
     def _admit(self, events: int) -> int:
         taken = self._budget.take(events)

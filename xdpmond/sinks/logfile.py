@@ -61,8 +61,6 @@ class LogFile:
         """Events waiting, those that the thread has just taken included."""
         self._changed = threading.Condition()
         self._closing = self._abandoned = self._reopen = False
-        self._format = _format(log.format)
-        self._file = RotatedFile(log, self._format.head)
         self._compressor = Compressor(log) if log.compress else None
         self._failing = False
         self._retry_at = 0.0
@@ -105,6 +103,8 @@ class LogFile:
     def _run(self, after: LogFile | None) -> None:
         if after:
             after.close(timeout=10.0)
+        self._format = _format(self.log.format)
+        self._file = RotatedFile(self.log, self._format.head)
         self._attempt(self._file.open, 0)
         if self._compressor:
             self._compressor.begin()

@@ -9,12 +9,33 @@ from __future__ import annotations
 import abc
 import threading
 from collections import deque
+from collections.abc import Callable
 
 from ..batch import EventBatch
 from ..messages import Record, packet_record
 
 PATIENCE = 0.25
 """Seconds that a write waits at a time for its far end, before it looks whether it is still wanted."""
+
+
+class Budget:
+    """At most so many in each interval of so many seconds; one begins with the first that is asked for after the last one ended."""
+
+    def __init__(self, most: int, seconds: float, clock: Callable[[], float]) -> None:
+        self.most = most
+        self._seconds = seconds
+        self._clock = clock
+        self._began = float("-inf")
+        self._taken = 0
+
+    def take(self, wanted: int) -> int:
+        """How many of so many there may be."""
+        now = self._clock()
+        if now - self._began >= self._seconds:
+            self._began, self._taken = now, 0
+        taken = max(0, min(wanted, self.most - self._taken))
+        self._taken += taken
+        return taken
 
 
 class QueuedSink(abc.ABC):
