@@ -1,0 +1,152 @@
+"""A flood of a hundred million sources, each of one packet, through the real daemon's own program: what the daemon keeps stays within
+bounds, it says what it could not keep, and no packet is missing from the totals.
+
+The frames are run through the program by the kernel, as the interface's own, since no cable carries so many in a test.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from conftest import CONFIG, DENIED4, PERMITTED4, Start, World
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+
+from bench.spoof import Spoofer
+from tests.lab import Daemon, wait_for, within
+from xdpmond.kernel import libbpf
+
+FLOOD = int(os.environ.get("XDPMOND_TEST_FLOOD", "100000000"))
+MOST_MEMORY = 300_000_000
+MOST_EVENTS = 100
+"""A second and CPU."""
+FRAME = bytes(Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / IP(src="0.0.0.0", dst="10.0.0.1") / UDP(sport=4000, dport=53))
+
+
+def private_memory(pid: int) -> int:
+    """Bytes that are the process's alone, without mappings of BPF maps."""
+    private, counts = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            counts = "anon_inode:bpf" not in line
+        elif counts and line.startswith(("Private_Clean:", "Private_Dirty:")):
+            private += int(line.split()[1]) * 1024
+    return private
+
+
+def contents(state: Path) -> dict[str, bytes]:
+    """Of all files that begin with the name of the state file."""
+    return {path.name: path.read_bytes() for path in state.parent.iterdir() if path.name.startswith(state.name)}
+
+
+class Watch(threading.Thread):
+    """Looks at the daemon while the flood lasts: its memory, and how long it takes to answer."""
+
+    def __init__(self, world: World, daemon: Daemon):
+        super().__init__()
+        self._world = world
+        self._pid = daemon.pid
+        self._over = threading.Event()
+        self.memory = 0
+        self.answers: list[float] = []
+
+    def run(self) -> None:
+        while not self._over.wait(0.2):
+            self.memory = max(self.memory, private_memory(self._pid))
+            began = time.monotonic()
+            self._world.lab.status()
+            self.answers.append(time.monotonic() - began)
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
+
+
+@contextmanager
+def watched(world: World, daemon: Daemon) -> Iterator[Watch]:
+    watch = Watch(world, daemon)
+    watch.start()
+    try:
+        yield watch
+    finally:
+        watch.stop()
+
+
+def windows_closed(world: World) -> int:
+    return world.lab.status()["window"]["number"] or 0
+
+
+def flood(world: World, packets: int) -> float:
+    """Send so many packets, each from another source, into eth0; return how many seconds it took."""
+    (interface,) = world.lab.status()["interfaces"]
+    program = libbpf.program_by_id(interface["program_id"])
+    spoofer = Spoofer(program)
+    try:
+        return within(f"/run/netns/{world.host.name}", lambda: spoofer.run(FRAME, packets, ifindex=interface["ifindex"]).seconds)
+    finally:
+        spoofer.close()
+        os.close(program)
+
+
+def test_a_hundred_million_sources(world: World, start: Start, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    settings = f'window = "3s"\nsummary_interval = "6s"\n{CONFIG}[events]\nper_second = {MOST_EVENTS}\n'
+    daemon = start(settings, "--state", str(state))
+    world.net.datagrams(DENIED4.net, DENIED4.host, 53, [10, 20])
+    world.lab.ctl("deny", "198.51.100.77", "--reason", "kept")
+    wait_for(lambda: world.entry("203.0.113.0/24")["packets"] == 2, "the packets before the flood")
+    closed = windows_closed(world)
+    wait_for(lambda: windows_closed(world) >= closed + 2, "the window in which they came to be over", 20)
+    before, kept, log = world.lab.status(), contents(state), daemon.log
+    assert before["window"]["exact"] and before["tables"]["talkers"]["exact"]
+
+    with watched(world, daemon) as watch:
+        seconds = flood(world, FLOOD)
+    # Those that are permitted and denied by name go on being told apart.
+    world.net.datagrams(PERMITTED4.net, PERMITTED4.host, 53, [30])
+    wait_for(lambda: world.totals["allowed"]["packets"] > before["totals"]["allowed"]["packets"], "a permitted packet after the flood")
+
+    # Memory, files and lines
+    assert 0 < watch.memory < MOST_MEMORY, f"{watch.memory / 1e6:.0f} MB"
+    assert watch.answers and max(watch.answers) < 5, f"{max(watch.answers):.1f} s"
+    assert contents(state) == kept
+    lines = daemon.log[len(log) :].splitlines()
+    windows = seconds / 3 + 3
+    assert len(lines) < MOST_EVENTS * os.cpu_count() * (seconds + 3) + 20 * windows
+    assert max(map(len, lines)) < 1000
+    assert 0 < sum("the table of talkers is full" in line for line in lines) <= windows / 2 + 1
+
+    # What came is counted to the packet, and what could not be kept is said.
+    status = world.lab.status()
+    udp, udp_before = (of["totals"]["by_protocol"]["udp"] for of in (status, before))
+    assert udp["packets"] - udp_before["packets"] == FLOOD + 1
+    assert udp["bytes"] - udp_before["bytes"] == FLOOD * len(FRAME) + 42 + 30
+    assert status["totals"]["logged"]["packets"] - before["totals"]["logged"]["packets"] >= FLOOD
+    books = status["books"]
+    assert books["balanced"]
+    assert books["total"]["packets"] == books["tracked"]["packets"] + books["evicted"]["packets"] + books["untracked"]["packets"]
+    talkers = status["tables"]["talkers"]
+    assert talkers["entries"] <= talkers["capacity"] and not talkers["exact"]
+    assert talkers["evicted"]["packets"] + talkers["untracked"]["packets"] == books["evicted"]["packets"] + books["untracked"]["packets"]
+    assert talkers["evictions"] > FLOOD // 2
+    assert len(talkers["slices"]) == libbpf.possible_cpus()
+    assert sum(of["entries"] for of in talkers["slices"]) == talkers["entries"]
+    assert status["losses"]["over_budget"] > FLOOD // 2
+
+    # Lower bounds are called that.
+    denied = world.entry("203.0.113.0/24")
+    assert (denied["packets"], denied["partial"]) == (2, True)
+    assert "≥" in world.lab.ctl("list").stdout
+    screen = world.lab.ctl("status").stdout
+    assert re.search(r"^lost .*evicted", screen, re.MULTILINE)
+    assert re.search(r"^top sources of ≥ ", screen, re.MULTILINE)
+    daemon.wait_log("; at least ", " packets evicted, ")
+
+    # After it, what is shown is exact again, and says so.
+    wait_for(lambda: world.lab.status()["window"]["exact"], "two windows without losses", 20)
