@@ -212,7 +212,6 @@ class RuleBook:
         self._policy: Rules = Policy()
         self._begun = False
         self._changes: list[Change] = []
-        self._asked: tuple[np.ndarray, RuleCounts] | None = None
 
     def changing(self) -> None:
         """The policy is about to change: a crash from now on leaves a window that met more than one."""
@@ -221,7 +220,6 @@ class RuleBook:
 
     def changed(self, policy: Rules, touched: Sequence[Prefix] | None) -> None:
         """The policy has changed in the kernel, and no packet meets the old one any more."""
-        self._asked = None
         if not self._begun:
             self._begin(policy)
         elif touched is not None:
@@ -269,13 +267,10 @@ class RuleBook:
         self._changes = [change for change in self._changes if change.at > began]
         if store.digest == 0 and not self._changes:
             store.digest = digest(self._policy)
-        self._asked = None
         store.end()
 
     def counts(self, running: np.ndarray, lost: int) -> RuleCounts:
         """The sums with the running window's rows."""
-        if self._asked is not None and self._asked[0] is running:
-            return self._asked[1]
         found, kept = self._attribute(running), self._store.counts()
         everything = found.all_partial or lost != self._store.lost
         counts = dict(kept.counts)
@@ -284,9 +279,7 @@ class RuleBook:
             counts[prefix] = RuleCount(of.packets + more.packets, of.bytes + more.bytes, of.partial)
         for prefix in counts if everything else found.partial:
             counts[prefix] = replace(counts.get(prefix, kept.others), partial=True)
-        answer = RuleCounts(counts, replace(kept.others, partial=kept.others.partial or everything))
-        self._asked = running, answer
-        return answer
+        return RuleCounts(counts, replace(kept.others, partial=kept.others.partial or everything))
 
     def _attribute(self, rows: np.ndarray) -> Attribution:
         epoch = time.time() - self._clock()

@@ -96,7 +96,17 @@ def flood(world: World, packets: int) -> float:
 
 def test_a_hundred_million_sources(world: World, start: Start, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    settings = f'window = "3s"\nsummary_interval = "6s"\n{CONFIG}[events]\nper_second = {MOST_EVENTS}\n'
+    settings = f"""
+        window = "3s"
+        summary_interval = "6s"
+        {CONFIG}
+        [events]
+        per_second = {MOST_EVENTS}
+        [[log]]
+        path = "{tmp_path}/events.jsonl"
+        rotate_size = "64K"
+        keep = 2
+        """
     daemon = start(settings, "--state", str(state))
     world.net.datagrams(DENIED4.net, DENIED4.host, 53, [10, 20])
     world.lab.ctl("deny", "198.51.100.77", "--reason", "kept")
@@ -116,6 +126,8 @@ def test_a_hundred_million_sources(world: World, start: Start, tmp_path: Path) -
     assert 0 < watch.memory < MOST_MEMORY, f"{watch.memory / 1e6:.0f} MB"
     assert watch.answers and max(watch.answers) < 5, f"{max(watch.answers):.1f} s"
     assert contents(state) == kept
+    logs = [path.stat().st_size for path in tmp_path.glob("events.jsonl*")]
+    assert 1 <= len(logs) <= 4 and max(logs) < 1 << 17
     lines = daemon.log[len(log) :].splitlines()
     windows = seconds / 3 + 3
     assert len(lines) < MOST_EVENTS * os.cpu_count() * (seconds + 3) + 20 * windows

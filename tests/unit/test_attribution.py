@@ -185,14 +185,6 @@ def test_windows_add_up_and_the_running_one_is_shown_with_them(world):
     assert not world.ledger["attributing"]
 
 
-def test_the_same_reading_is_matched_once(world):
-    rows = packet("192.0.2.1", 1.0, 4)
-    assert world.book.counts(rows, 0) is world.book.counts(rows, 0)
-    first = world.book.counts(rows, 0)
-    world.add("192.0.2.0/24")
-    assert world.book.counts(rows, 0) is not first
-
-
 def test_a_restart_with_the_same_policy_is_not_seen(world):
     world.close(packet("10.2.0.1", 1.0, 5))
     world.start()
