@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,13 @@ class View:
         return self.config.default
 
     def talker(self, row: np.void) -> Json:
-        family = Family(int(row["family"]))
-        entry = self.policy.match(family, row["source"].tobytes()[: family.bits // 8])
-        return documents.talker(row, entry.verdict if entry else self.default, str(entry.prefix) if entry else "default")
+        return _talker(self.policy, self.default, row)
+
+
+def _talker(policy: Policy, default: Verdict, row: np.void) -> Json:
+    family = Family(int(row["family"]))
+    entry = policy.match(family, row["source"].tobytes()[: family.bits // 8])
+    return documents.talker(row, entry.verdict if entry else default, str(entry.prefix) if entry else "default")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +155,6 @@ def top(view: View, running: np.ndarray, wanted: Wanted) -> Iterable[Json]:
             mask &= (rows["port"] == wanted.port) & np.isin(rows["protocol"], _WITH_PORTS)
         return mask
 
-    found = view.progress.recent(running, wanted.by, wanted.limit, where).strongest
-    for row in strongest(found, wanted.by, wanted.limit):
-        yield view.talker(row)
+    found = strongest(view.progress.recent(running, wanted.by, wanted.limit, where).strongest, wanted.by, wanted.limit)
+    # Whoever takes them takes his time: what he holds must not be the view, in which there are all talkers.
+    return map(partial(_talker, view.policy, view.default), found)

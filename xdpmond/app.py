@@ -349,19 +349,20 @@ class Daemon:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._window_changed.wait(), max(0.0, due - time.monotonic()))
                 continue
-            window, totals, tracked, lost_before = await self._in_kernel_thread(self._close_window, service.config.window)
-            service.progress = service.progress.closed(window, totals, tracked, lost_before)
             interval = service.config.summary_interval
+            async with service.reading:
+                window, totals, tracked, lost_before = await self._in_kernel_thread(self._close_window, service.config.window)
+                service.progress = service.progress.closed(window, totals, tracked, lost_before)
+                if interval:
+                    await asyncio.to_thread(summary.add, window)
             if warning.due(window, interval):
                 self.report(Record(Message.WARNING, _TALKERS_LOST))
-            if interval:
-                await asyncio.to_thread(summary.add, window)
-                if window.ended - summary.started >= interval - 0.5:
-                    text = await asyncio.to_thread(summary.text, totals)
-                    pressure, before = await self._in_kernel_thread(self._read_pressure), pressure
-                    self._summarize("\n".join([text, pressure.text(before)]), pressure.fields(before))
-                    summary = Summary(window.ended, totals)
-            else:
+            if not interval:
+                summary = Summary(window.ended, totals)
+            elif window.ended - summary.started >= interval - 0.5:
+                text = await asyncio.to_thread(summary.text, totals)
+                pressure, before = await self._in_kernel_thread(self._read_pressure), pressure
+                self._summarize("\n".join([text, pressure.text(before)]), pressure.fields(before))
                 summary = Summary(window.ended, totals)
             await self._reconcile(self._interfaces.keep)
 

@@ -246,23 +246,20 @@ Where = Callable[[np.ndarray], np.ndarray]
 def survey(*parts: np.ndarray, by: str = "packets", limit: int = 0, where: Where | None = None) -> Survey:
     """Look at all parts as merged, without making that array: how many sources there are, and the `limit` rows with the most of `by`."""
     unique = {Family.IPV4: 0, Family.IPV6: 0}
-    kept: list[np.ndarray] = []
-    seen = 0
+    kept, used, seen = np.empty(2 * limit, ROW), 0, 0
     for rows in merged_chunks(*parts):
         if where is not None:
             rows = take(rows, np.flatnonzero(where(rows)))
         for family, number in unique_sources(rows).items():
             unique[family] += number
         seen += len(rows)
-        kept.append(take(rows, _most(rows[by], limit)))
-        if sum(len(some) for some in kept) > 2 * limit + CHUNK:
-            kept = [_strongest_of(kept, by, limit)]
-    return Survey(unique, _strongest_of(kept, by, limit), seen <= limit)
-
-
-def _strongest_of(parts: list[np.ndarray], by: str, limit: int) -> np.ndarray:
-    rows = assemble(sum(len(part) for part in parts), parts)
-    return take(rows, _most(rows[by], limit))
+        rows = take(rows, _most(rows[by], limit))
+        if used + len(rows) > len(kept):
+            words_of(kept)[:limit] = words_of(take(kept[:used], _most(kept[by][:used], limit)))
+            used = limit
+        words_of(kept)[used : used + len(rows)] = words_of(rows)
+        used += len(rows)
+    return Survey(unique, take(kept[:used], _most(kept[by][:used], limit)), seen <= limit)
 
 
 def of_source(rows: np.ndarray, family: Family, packed: bytes) -> np.ndarray:

@@ -103,6 +103,8 @@ class Service:
         self._modes = Modes(state.mode, dict(state.interface_modes))
         self._forced = forced
         self._changing = asyncio.Lock()
+        self.reading = asyncio.Lock()
+        """Held while talkers are read and worked on. A million of them take 64 MB: one array at a time, however many ask."""
         self._subscribers: list[Notify] = []
         self._unconfirmed: _Unconfirmed | None = None
         self._expiry_changed = asyncio.Event()
@@ -527,10 +529,11 @@ class Service:
             before, running = kernel.tallies(), kernel.read_running()
             return Reading(before, running, Totals(kernel.totals(), self._ports.clock()), kernel.tallies(), kernel.facts())
 
-        reading = await self._ports.in_kernel_thread(read)
-        view, states, losses, waiting = self._view(), self._ports.interface_states(), self._ports.losses(), self._pending_confirmation()
-        last_reload, warnings = self._last_reload, self.warnings()
-        traffic = await asyncio.to_thread(answers.traffic, view, reading)
+        async with self.reading:
+            reading = await self._ports.in_kernel_thread(read)
+            view, states, losses, waiting = self._view(), self._ports.interface_states(), self._ports.losses(), self._pending_confirmation()
+            last_reload, warnings = self._last_reload, self.warnings()
+            traffic = await asyncio.to_thread(answers.traffic, view, reading)
         return {
             "version": self.version,
             "running_since": self.started,
@@ -554,7 +557,8 @@ class Service:
 
     async def entries(self) -> Iterable[Json]:
         """Every entry, by family, prefix, and strength of origin. Made as it is read, which a thread may do."""
-        _, counts = await self._ports.in_kernel_thread(self._read_rules)
+        async with self.reading:
+            _, counts = await self._ports.in_kernel_thread(self._read_rules)
         return answers.entries(self._policy, counts)
 
     def _read_rules(self) -> tuple[np.ndarray, RuleCounts]:
@@ -564,16 +568,18 @@ class Service:
     async def explain(self, address: str) -> Json:
         """Which entry decides on an address, what would be done with its packets, and what came from it lately."""
         family, packed = parse_address(address)
-        running, counts = await self._ports.in_kernel_thread(self._read_rules)
-        return await asyncio.to_thread(answers.explain, self._view(), family, packed, counts, running)
+        async with self.reading:
+            running, counts = await self._ports.in_kernel_thread(self._read_rules)
+            return await asyncio.to_thread(answers.explain, self._view(), family, packed, counts, running)
 
     async def top(self, *, by: str = "bytes", limit: int = 20, port: int | None = None, protocol: str | None = None,
                   interval: bool = False) -> Iterable[Json]:  # fmt: skip
         """The strongest talkers of the last full window and the running one; `interval`: of the last full window alone. Made as it is
         read, which a thread may do."""
         wanted = answers.Wanted.parse(by, limit, port, protocol)
-        running = NO_ROWS if interval else await self._ports.in_kernel_thread(self._ports.kernel.read_running)
-        return answers.top(self._view(), running, wanted)
+        async with self.reading:
+            running = NO_ROWS if interval else await self._ports.in_kernel_thread(self._ports.kernel.read_running)
+            return await asyncio.to_thread(answers.top, self._view(), running, wanted)
 
     async def recent_events(self, limit: int) -> Iterable[Json]:
         return [dict(event) for event in self.events.recent(limit)]

@@ -55,23 +55,36 @@ class TalkerTable:
     def _chunks(self) -> Iterator[slice]:
         return (slice(at, at + CHUNK) for at in range(0, self.capacity, CHUNK))
 
-    def _keys(self, chunk: slice, tail: np.ndarray, found: np.ndarray) -> np.ndarray:
-        return sort_keys(*(column.take(found) for column in (self._column(chunk, 0), self._column(chunk, 1), _tail(tail))))
+    def _find(self, matters: Callable[[slice, np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The places of entries that matter, and their keys. `matters` is given a chunk, and the third words of its entries."""
+        places, keys, used = np.empty(self.capacity, "u4"), np.empty(self.capacity, "u8"), 0
+        for chunk in self._chunks():
+            tail = self._column(chunk, _TAIL)
+            found = np.flatnonzero(matters(chunk, tail))
+            identity = (column.take(found) for column in (self._column(chunk, 0), self._column(chunk, 1), _tail(tail)))
+            keys[used : used + len(found)] = sort_keys(*identity)
+            places[used : used + len(found)] = chunk.start + found
+            used += len(found)
+        return places[:used], keys[:used]
+
+    def _read(self, matters: Callable[[slice, np.ndarray], np.ndarray], rows: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+        """What `rows` makes of the places of the entries that matter, and of their keys, in the order of these."""
+        places, keys = self._find(matters)
+        chunks = ordered_chunks(keys)
+        del keys  # 8 MB
+        return assemble(len(places), (rows(places.take(order), chunk_keys) for order, chunk_keys in chunks))
 
     def read_closed(self, closed: int) -> np.ndarray:
         """All talkers of the window `closed`, which must be the one before the running one, as merged rows. Call it in a thread."""
         running = closed + 1
-        places, keys = [], []
-        for chunk in self._chunks():
+
+        def matters(chunk: slice, tail: np.ndarray) -> np.ndarray:
             # What has neither number now has no counts of the closed window, whatever becomes of it while we read; and what has the
             # running one has moved them. So what is found here has unread counts, and its talker stays.
-            tail = self._column(chunk, _TAIL)
             window, moved = tail >> _HALF, self._column(chunk, _PACKETS) >> _HALF
-            found = np.flatnonzero((window == closed) | ((window == running) & (moved > 0)))
-            places.append(chunk.start + found)
-            keys.append(self._keys(chunk, tail, found))
+            return (window == closed) | ((window == running) & (moved > 0))
 
-        def read(at: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        def rows(at: np.ndarray, keys: np.ndarray) -> np.ndarray:
             first, second = self._copy(at), self._copy(at)
             still = second[:, _TAIL] >> _HALF == closed
             late = np.flatnonzero(~still & (first[:, _TAIL] >> _HALF == closed))
@@ -81,18 +94,15 @@ class TalkerTable:
             bytes_ = np.where(still, first[:, _BYTES], second[:, _BYTES + 1])
             return _collapsed(_rows(second, packets, bytes_, syns), keys, packets > 0)
 
-        return _in_order(places, keys, read)
+        return self._read(matters, rows)
 
     def read_running(self, running: int) -> np.ndarray:
         """All talkers of the running window so far, as merged rows. An entry that is replaced under the reader is left out."""
-        places, keys = [], []
-        for chunk in self._chunks():
-            tail = self._column(chunk, _TAIL)
-            found = np.flatnonzero(tail >> _HALF == running)
-            places.append(chunk.start + found)
-            keys.append(self._keys(chunk, tail, found))
 
-        def read(at: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        def matters(_: slice, tail: np.ndarray) -> np.ndarray:
+            return tail >> _HALF == running
+
+        def rows(at: np.ndarray, keys: np.ndarray) -> np.ndarray:
             first, second = self._copy(at), self._copy(at)
             packets = second[:, _PACKETS] & _LOW
             low, high, tail = second[:, : _TAIL + 1].T.copy()
@@ -102,7 +112,7 @@ class TalkerTable:
             same &= first[:, _SEEN] & _LOW == second[:, _SEEN] & _LOW
             return _collapsed(_rows(second, packets, second[:, _BYTES].copy(), second[:, _SYNS] & _LOW), keys, same)
 
-        return _in_order(places, keys, read)
+        return self._read(matters, rows)
 
     def occupied(self, running: int) -> list[int]:
         """Entries of the running window or the one before it, in each slice."""
@@ -114,15 +124,6 @@ def _tail(tail: np.ndarray) -> np.ndarray:
     """A row's third word from that of an entry."""
     family = tail >> np.uint64(24) & np.uint64(3)  # enum xm_family: 1 is IPv4, 2 is IPv6
     return tail & np.uint64(0xFFFFFF) | (family * np.uint64(2) + np.uint64(2)) << np.uint64(24)
-
-
-def _in_order(places: list[np.ndarray], keys: list[np.ndarray], read: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    """What `read` makes of the places, in chunks in the order of their keys."""
-    at = np.concatenate(places).astype("u4")
-    places.clear()
-    ordered = ordered_chunks(np.concatenate(keys))
-    keys.clear()
-    return assemble(len(at), (read(at.take(chunk), chunk_keys) for chunk, chunk_keys in ordered))
 
 
 def _rows(entries: np.ndarray, packets: np.ndarray, bytes_: np.ndarray, syns: np.ndarray) -> np.ndarray:
