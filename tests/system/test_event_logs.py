@@ -1,0 +1,253 @@
+"""Log files of the real daemon: what is in them, what a storm of events, a full disk and other programs do to them, and what of all that
+the daemon notices."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import CONFIG, DENIED4, DENIED6, UNLISTED4, Start, World
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from test_flood import private_memory
+
+from bench.process import NotifySocket
+from bench.spoof import Spoofer
+from tests.lab import Daemon, wait_for, within
+from xdpmond.kernel import abi, libbpf
+
+FRAME = bytes(Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / IP(src="0.0.0.0", dst="10.0.0.1") / UDP(sport=4000, dport=53))
+MOST_MEMORY = 300_000_000
+
+
+def log(path: Path, *settings: str) -> str:
+    return "\n".join(["", "[[log]]", f'path = "{path}"', *settings, ""])
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The events in a file of JSON Lines, of which each must be whole."""
+    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    assert not text or text.endswith(b"\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def holds(path: Path, *sources: str) -> bool:
+    return path.exists() and [event["src_ip"] for event in read(path)] == list(sources)
+
+
+def datagram(world: World, ends: Any, port: int) -> None:
+    world.net.datagrams(ends.net, ends.host, port, [10])
+
+
+def test_two_formats_hold_what_followers_are_told(world: World, start: Start, tmp_path: Path) -> None:
+    jsonl, table = tmp_path / "events.jsonl", tmp_path / "events.csv"
+    start(CONFIG + log(jsonl) + log(table, 'format = "csv"'), "--enforce")
+    datagram(world, DENIED4, 53)
+    datagram(world, DENIED6, 54)
+    datagram(world, UNLISTED4, 55)
+    wait_for(lambda: holds(jsonl, DENIED4.net, DENIED6.net, UNLISTED4.net), "the events in the file", 10)
+    wanted = world.lab.rows("events")
+    assert read(jsonl) == wanted
+    assert [(event["rule"], event["action"]) for event in wanted] == [
+        ("203.0.113.0/24", "DROP"), ("2001:db8:bad::/64", "DROP"), ("default", "LOG"),
+    ]  # fmt: skip
+    wait_for(lambda: table.read_text().count("\n") == 4, "the records in the table", 10)
+    with table.open(newline="") as lines:
+        records = list(csv.DictReader(lines, strict=True))
+    assert [record["src_ip"] for record in records] == [event["src_ip"] for event in wanted]
+    assert list(records[0]) == list(wanted[0])
+    for path in (jsonl, table):
+        assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_reload_changes_logs_and_refuses_what_cannot_be_written(world: World, start: Start, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    daemon = start(CONFIG + log(first))
+    datagram(world, UNLISTED4, 1)
+    wait_for(lambda: holds(first, UNLISTED4.net), "the first log", 10)
+    absent = tmp_path / "absent" / "x"
+    daemon.config.write_text(CONFIG + log(first) + log(absent))
+    refused = world.lab.ctl("reload", status=6)
+    line = daemon.config.read_text().splitlines().index(f'path = "{absent}"')
+    assert f"{daemon.config}:{line}: log.path: {absent} cannot be written: there is no directory {absent.parent}" in refused.stderr
+    assert "ReadWritePaths=" in refused.stderr
+    daemon.config.write_text(CONFIG + log(second, "keep = 1"))
+    world.lab.ctl("reload")
+    datagram(world, DENIED4, 2)
+    wait_for(lambda: holds(second, DENIED4.net), "the second log", 10)
+    assert holds(first, UNLISTED4.net)
+
+
+def test_sigusr1_goes_on_in_a_new_file(world: World, start: Start, tmp_path: Path) -> None:
+    path, moved = tmp_path / "events.jsonl", tmp_path / "events.jsonl.1"
+    daemon = start(CONFIG + log(path))
+    datagram(world, UNLISTED4, 1)
+    wait_for(lambda: holds(path, UNLISTED4.net), "the event", 10)
+    path.rename(moved)
+    daemon.process.send_signal(signal.SIGUSR1)
+    wait_for(path.exists, "the new file", 10)
+    datagram(world, DENIED4, 1)
+    wait_for(lambda: holds(path, DENIED4.net), "the next event", 10)
+    assert holds(moved, UNLISTED4.net)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KB."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(directory)], check=True)
+    yield directory
+    subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+def test_a_full_disk_stops_the_log_and_nothing_else_and_heals(world: World, start: Start, small_disk: Path, tmp_path: Path) -> None:
+    small, other, filler = small_disk / "events.jsonl", tmp_path / "other.jsonl", small_disk / "filler"
+    filler.write_bytes(bytes(56 << 10))
+    daemon = start(CONFIG + log(small) + log(other))
+
+    def events(first: int, last: int) -> None:
+        world.net.datagrams(UNLISTED4.net, UNLISTED4.host, first, [1])
+        for port in range(first + 1, last):
+            datagram(world, UNLISTED4, port)
+
+    events(1, 101)  # some 35 KB where there are 8
+    wait_for(lambda: other.exists() and len(read(other)) == 100, "the events in the other log", 10)
+    wait_for(lambda: world.lab.status()["losses"]["log_disk"], "the loss to be counted", 10)
+    daemon.wait_log(f"{small} cannot be written: No space left on device; its events are lost, and counted, until it can be")
+    lost = world.lab.status()["losses"]["log_disk"]
+    assert lost == {str(small): 100 - len(read(small))}
+    assert len(read(small)) > 10
+    filler.unlink()
+    port = 1000
+
+    def healed() -> bool:
+        nonlocal port
+        port += 1
+        datagram(world, UNLISTED4, port)
+        return "is written again" in daemon.log
+
+    wait_for(healed, "the log to go on", 20)
+    wait_for(lambda: read(small)[-1]["dst_port"] == port, "the last event", 10)
+    lost = world.lab.status()["losses"]["log_disk"]
+    assert lost == {str(small): len(read(other)) - len(read(small))}
+    assert f"{small} is written again; {lost[str(small)]} events were lost to it" in daemon.log
+    assert daemon.log.count("cannot be written") == 1
+    assert "log files (not written)" in world.lab.ctl("status").stdout
+
+
+class Storm(threading.Thread):
+    """Packets of ever new sources, each of which is to make an event, as fast as one CPU can."""
+
+    def __init__(self, world: World, program: int, ifindex: int):
+        super().__init__()
+        self._where = f"/run/netns/{world.host.name}"
+        self._spoofer = Spoofer(program)
+        self._ifindex = ifindex
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.is_set():
+            within(self._where, lambda: self._spoofer.run(FRAME, 1 << 19, ifindex=self._ifindex))
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
+        self._spoofer.close()
+
+
+class Manager(NotifySocket):
+    """Keeps the daemon's descriptors, and counts its pings."""
+
+    def __enter__(self) -> Manager:
+        super().__enter__()
+        self.pings = 0
+        self._over = False
+        self._socket.settimeout(0.1)
+        self._listening = threading.Thread(target=self._listen)
+        self._listening.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over = True
+        self._listening.join()
+        super().__exit__(*exception)
+
+    def _listen(self) -> None:
+        while not self._over:
+            with contextlib.suppress(TimeoutError):
+                self.pings += "WATCHDOG=1" in self._take()
+
+    def events_made(self) -> int:
+        value = np.zeros(libbpf.possible_cpus(), abi.TALLIES)
+        libbpf.lookup(dict(self.store)["map-tallies"], np.zeros(1, "u4"), value)
+        return int(value["events_made"].sum())
+
+
+def test_a_storm_that_outruns_the_daemon_is_counted_and_holds_nothing_up(world: World, start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    config = 'window = "1s"\nsummary_interval = "0s"\nlog_buffer_size = 8192\n' + CONFIG
+    config += "[events]\nper_second = 1000000\nring_size = 131072\n" + log(path, 'rotate_size = "0"')
+    with Manager(tmp_path / "notify") as manager:
+        settings = {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "600000"}
+        daemon: Daemon = start(config, environment=settings)
+        (interface,) = world.lab.status()["interfaces"]
+        storm = Storm(world, dict(manager.store)["prog-xdpmond"], interface["ifindex"])
+        storm.start()
+        try:
+            before, memory = manager.pings, 0
+            windows: set[int] = set()
+            statuses: list[dict[str, Any]] = []
+            end = time.monotonic() + 60
+            while manager.pings < before + 10 or len(windows) < 4 or not _lost_everywhere(statuses, path):
+                assert time.monotonic() < end, (manager.pings - before, windows, statuses[-1]["losses"])
+                statuses.append(world.lab.status())
+                windows.add(statuses[-1]["window"]["number"])
+                memory = max(memory, private_memory(daemon.pid))
+        finally:
+            storm.stop()
+        # Totals go on meanwhile.
+        packets = [status["totals"]["packets"] for status in statuses]
+        assert packets == sorted(set(packets))
+        assert all(status["books"]["balanced"] for status in statuses)
+        assert memory < MOST_MEMORY, f"{memory / 1e6:.0f} MB"
+
+        # A change is made at once, and the next event is of the new policy.
+        world.lab.ctl("deny", UNLISTED4.net)
+        datagram(world, UNLISTED4, 7777)
+
+        def last() -> dict[str, Any]:
+            with path.open("rb") as file:
+                file.seek(-2048, os.SEEK_END)
+                return dict(json.loads(file.read().splitlines()[-1]))
+
+        wait_for(lambda: last()["dst_port"] == 7777, "an event after the storm", 20)
+        assert (last()["rule"], last()["verdict"]) == (f"{UNLISTED4.net}/32", "deny")
+        losses = world.lab.status()["losses"]
+        lost = losses["log_queue"][str(path)]
+        lines = subprocess.run(["wc", "-l", str(path)], capture_output=True, text=True, check=True).stdout.split()[0]
+        assert int(lines) + lost == manager.events_made()
+        assert losses["log_disk"] == {} and losses["ring_full"] > 0
+        # Whole lines, and each a source once: some tens of thousands of them are enough to look at.
+        with path.open("rb") as file:
+            events = [json.loads(line) for line, _ in zip(file, range(50_000), strict=False)]
+        sources = [event["src_ip"] for event in events if event["dst_ip"] == "10.0.0.1"]
+        assert len(set(sources)) == len(sources) > 1000
+        assert "log files (queue full)" in world.lab.ctl("status").stdout
+        daemon.stop()
+
+
+def _lost_everywhere(statuses: list[dict[str, Any]], path: Path) -> bool:
+    return bool(statuses) and statuses[-1]["losses"]["ring_full"] > 0 and str(path) in statuses[-1]["losses"]["log_queue"]
