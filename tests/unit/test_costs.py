@@ -1,9 +1,18 @@
 """The formulas by which kernels count what a map costs, on figures that were read from kernels."""
 
-import pytest
+import re
+from pathlib import Path
 
+import numpy as np
+import pytest
+from servicefakes import entry
+
+from xdpmond.config import Config
+from xdpmond.kernel import abi, verdicts
 from xdpmond.kernel.costs import Formula
-from xdpmond.kernel.tables import Table
+from xdpmond.kernel.tables import SMALLEST_POLICY, Table, policy_tables, tables
+from xdpmond.model import Family, Prefix
+from xdpmond.policy import Policy
 
 NEW = Formula(2, {2: 312, 6: 312, 27: 304}, 4096)
 """Linux 6.18 with two possible CPUs."""
@@ -41,3 +50,36 @@ def test_what_linux_6_18_said(definition, cost):
 )
 def test_what_linux_6_1_tells(definition, cost):
     assert OLD.cost(definition) == cost
+
+
+PAGE = " ".join(re.sub(r"\\f.|^\.\w+ ?", "", line) for line in (Path(__file__).parents[2] / "man/xdpmond.toml.5").read_text().splitlines())
+
+
+def shipped(cpus):
+    """The tables as the shipped settings make them, by name."""
+    config = Config()
+    return tables(cpus=cpus, sets=config.tables.talkers_of_a_cpu(cpus) // abi.WAYS, rule_cells=config.tables.rule_counters,
+                  ring_bytes=config.events.ring_size)  # fmt: skip
+
+
+def test_the_manual_says_what_the_shipped_tables_cost():
+    numbers, figures = re.search(r"possible CPUs +([\d ]+?) +all tables +([\d. MB]+)", PAGE).groups()
+    for cpus, figure in zip(map(int, numbers.split()), figures.replace("MB", "").split(), strict=True):
+        made = {**shipped(cpus), **policy_tables(SMALLEST_POLICY)}
+        assert sum(Formula(cpus, NEW.headers, 4096).cost(table) for table in made.values()) / 1e6 == pytest.approx(float(figure), abs=0.05)
+
+
+@pytest.mark.parametrize(("cpus", "talkers"), [(1, 8.4), (8, 8 * 8.4), (64, 67.1)])
+def test_the_manual_says_what_talkers_cost(cpus, talkers):
+    assert Formula(cpus, NEW.headers, 4096).cost(shipped(cpus)["talkers"]) / 1e6 == pytest.approx(talkers, abs=0.1)
+    assert "as shipped 8.4 MB for each of up to 8 CPUs, 67.1 MB on larger hosts" in PAGE
+
+
+def test_the_manual_says_what_prefixes_cost():
+    random = np.random.default_rng(1)
+    addresses, lengths = random.integers(0, 2**32, 10_000), random.choice([*[32] * 14, *[24] * 4, 20, 16], 10_000)
+    prefixes = (Prefix(Family.IPV4, int(a >> 32 - n << 32 - n).to_bytes(4, "big"), int(n)) for a, n in zip(addresses, lengths, strict=True))
+    built = verdicts.build(Policy(entry(str(prefix)) for prefix in prefixes))
+    assert sum(map(NEW.cost, policy_tables(built.size()).values())) / 1e6 == pytest.approx(3, abs=0.5)
+    assert sum(map(NEW.cost, policy_tables(SMALLEST_POLICY).values())) / 1e6 == pytest.approx(1.1, abs=0.05)
+    assert "1.1 MB for an empty policy, about 3 MB for 10,000 IPv4 prefixes of mixed length" in PAGE
