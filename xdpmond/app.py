@@ -248,7 +248,7 @@ class Daemon:
 
     def _open_book(self) -> RuleBook:
         datapath = self._datapath
-        table = RuleCountTable(datapath.loaded.maps["rules"], datapath.build.rule_cells, datapath.control.ledger)
+        table = RuleCountTable(datapath.loaded.maps["rules"], 1 + datapath.build.rule_cells, datapath.control.ledger)
         return RuleBook(table, first=not datapath.took_over, lost=lost(datapath.tallies()))
 
     async def _start(self, kept: Kept) -> None:

@@ -22,7 +22,7 @@ from .model import Count, Entry, Family, Origin, Prefix, RuleCount, RuleCounts, 
 from .policy import Policy
 
 _SLACK = 0.05
-"""Seconds. A talker's first packet is known to 17 ms."""
+"""Seconds. A talker's first packet is known to 17 ms, and some packets are under way when the policy is switched."""
 
 CHUNK = 32768
 """Rows that are matched at a time: so that no step holds the interpreter's lock for long."""
@@ -51,8 +51,8 @@ class Rules(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change of the policy, of these prefixes; or as a whole, with the policy before it, if that is known. `at` is when no packet met
-    the old policy any more. `new`: those of the prefixes that had no entry before."""
+    """A change of the policy, of these prefixes; or as a whole, with the policy before it, if that is known. `at` is when packets met the
+    new one. `new`: those of the prefixes that had no entry before."""
 
     at: float
     touched: Sequence[Prefix] | None = None
@@ -219,7 +219,7 @@ class RuleBook:
             self._store.digest = 0
 
     def changed(self, policy: Rules, touched: Sequence[Prefix] | None) -> None:
-        """The policy has changed in the kernel, and no packet meets the old one any more."""
+        """The policy has changed in the kernel."""
         if not self._begun:
             self._begin(policy)
         elif touched is not None:

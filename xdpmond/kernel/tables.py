@@ -61,7 +61,7 @@ def tables(*, cpus: int, sets: int, rule_cells: int, ring_bytes: int) -> dict[st
     found = {
         "control": _array(abi.CONTROL, 1),
         "ledger": _array(abi.LEDGER, 1),
-        "rules": _array(abi.RULE_COUNT, rule_cells),
+        "rules": _array(abi.RULE_COUNT, 1 + rule_cells),  # the first one is no rule: see rulecounts
         "talkers": _array(abi.SET, cpus * sets),
         "ports": Table(ARRAY, 4, 8, 65536 // 8, MMAPABLE),
         "totals": Table(PERCPU_ARRAY, 4, abi.COUNT.itemsize, abi.TOTAL_CELLS, 0),
