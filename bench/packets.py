@@ -1,161 +1,304 @@
-"""The packet path: ns per packet by BPF_PROG_TEST_RUN's own duration, one hot packet, beside an empty program and xdp-filter.
+"""The packet path: ns per packet by BPF_PROG_TEST_RUN's own duration, beside an empty program and xdp-filter.
 
-The program is the shipped one, compiled by the daemon's loader with the default settings and table sizes: all accounting on, events on.
-The policy has ten prefixes: the seven that the shipped file permits, and three denied.
+The program is the shipped one, its bytes unmodified, with the default settings and table sizes: all accounting on, events on. Where
+sources vary, a program in front rewrites them (programs/vary.c); what that costs is measured in front of an empty program, and
+subtracted. The reference, if there is one, is xdp-filter with all its features on its one hot packet, in the same run.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
-from scapy.layers.inet import IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import Dot1Q, Ether
-from scapy.packet import Packet, Raw
+import numpy as np
 
-from xdpmond.config import Config
-from xdpmond.kernel import libbpf
-from xdpmond.kernel.datapath import NOTHING_KEPT, Datapath
-from xdpmond.kernel.sockets import ephemeral_ports, port_flags
-from xdpmond.model import Prefix, Verdict, parse_address
+from xdpmond.config import Config, Events
+from xdpmond.kernel import abi, libbpf
+from xdpmond.kernel.datapath import Datapath
+from xdpmond.model import Family, parse_address
 
 from . import peers
-from .rows import Goal, Row, interleaved
+from .compiled import compiled
+from .lists import SEED, Addresses, Prefixes, mixed_ipv4, mixed_ipv6, random_addresses, sources_outside, sources_within
+from .path import (
+    KINDS,
+    REPEAT,
+    UDP_OF,
+    Measured,
+    Vary,
+    check_books,
+    drain,
+    load_denied,
+    load_ten,
+    pinned,
+    shipped_datapath,
+    test_run,
+    udp_frame,
+)
+from .rows import Goal, Of, Row, interleaved
 
-TITLE = "packet path, one hot packet, 10 prefixes"
-REPEAT = 1 << 20
-"""Packets of one measurement."""
+TITLE = "packet path, one core, by BPF_PROG_TEST_RUN"
 
-_LOOPBACK = 1
-_ALLOW = ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1", "fc00::/7", "fe80::/10")
-_DENY = ("203.0.113.0/24", "198.51.100.7", "2001:db8:bad::/48")
-_NOT_SLOWER = Goal(1.2)
+SOURCES = 65_536
+MANY_IPV4, MANY_IPV6 = 1_000_000, 100_000
+_TRACKED = Goal(99, Of.VALUE, at_least=True)
+_FILTER = "xdp-filter"
+_SLOW_REPEAT = 1 << 18  # of what takes several hundred ns
+
+
+def measure(rounds: int) -> Iterable[Row]:
+    with pinned(min(os.sched_getaffinity(0))):
+        for part in (_ten_prefixes, _many_sources, _features, _other_ways):
+            yield from part(rounds)
+
+
+def _reference() -> dict[str, Callable[[], float]]:
+    """xdp-filter's one hot packet, by family and by what it does, and the empty program."""
+    everything = peers.xdp_filter("all")
+    empty = peers.empty_drop()
+    found: dict[str, Callable[[], float]] = {"empty": lambda: test_run(empty, udp_frame(Family.IPV4), libbpf.XDP_DROP)}
+    for family, kind in UDP_OF.items():
+        everything.deny(*parse_address(kind.denied))
+        for does, source, action in (("passes", kind.permitted, libbpf.XDP_PASS), ("drops", kind.denied, libbpf.XDP_DROP)):
+            frame = bytes(kind.build(source))
+            found[f"xdp-filter {does} {family.label}"] = lambda frame=frame, action=action: test_run(everything.program, frame, action)  # type: ignore[misc]
+    return found
+
+
+# Ten prefixes, one source
+
+
+def _ten_prefixes(rounds: int) -> Iterable[Row]:
+    with shipped_datapath(Config()) as datapath:
+        load_ten(datapath)
+        ours = datapath.loaded.programs["xdpmond"]
+        everything, addresses = peers.xdp_filter("all"), peers.xdp_filter("ip")
+        empty = peers.empty_drop()
+
+        def run_of(program: int, frame: bytes, action: int) -> Callable[[], float]:
+            def run() -> float:
+                drain(datapath)
+                return test_run(program, frame, action)
+
+            return run
+
+        first = KINDS[0]
+        contestants = {"empty": run_of(empty, bytes(first.build(first.permitted)), libbpf.XDP_DROP)}
+        for kind in KINDS:
+            permitted, denied, unlisted = (bytes(kind.build(source)) for source in (kind.permitted, kind.denied, kind.unlisted))
+            for name, peer in (("all", everything), ("ip", addresses)):
+                peer.deny(*parse_address(kind.denied))
+                contestants[f"{name} passes {kind.name}"] = run_of(peer.program, permitted, libbpf.XDP_PASS)
+                contestants[f"{name} drops {kind.name}"] = run_of(peer.program, denied, libbpf.XDP_DROP)
+            contestants[f"ours passes {kind.name}"] = run_of(ours, permitted, libbpf.XDP_PASS)
+            contestants[f"ours drops {kind.name}"] = run_of(ours, denied, libbpf.XDP_DROP)
+            contestants[f"ours reports {kind.name}"] = run_of(ours, unlisted, libbpf.XDP_PASS)
+        medians = interleaved(contestants, rounds)
+        sent = len(KINDS) * 3 * (rounds + 1) * REPEAT
+        check_books(datapath, sent)
+        tallies = datapath.tallies()
+        if tallies.evicted.packets or tallies.untracked.packets:
+            raise AssertionError(f"evicted {tallies.evicted.packets}, untracked {tallies.untracked.packets}")
+
+    yield Row("empty program, XDP_DROP", medians["empty"], "ns")
+    for kind in KINDS:
+        for name, label in (("ip", "address features"), ("all", "all features")):
+            for does in ("passes", "drops"):
+                row = f"xdp-filter, {label}, {does} {kind.name} (reference: empty)"
+                yield Row(row, medians[f"{name} {does} {kind.name}"], "ns", medians["empty"])
+        for does, source, peer_does, goal in (
+            ("passes", "permitted", "passes", Goal(1.2)),
+            ("drops", "denied", "drops", Goal(1.2)),
+            ("reports", "unlisted", "passes", None),
+        ):
+            name = f"10 prefixes, one source: {does} {kind.name}, {source} (reference: {_FILTER})"
+            yield Row(name, medians[f"ours {does} {kind.name}"], "ns", medians[f"all {peer_does} {kind.name}"], goal)
+
+
+# Many prefixes, many sources
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of packet, with a source for each way that the policy has."""
+class _Contest:
+    """A row to be: runs through a path, its reference, and the goal of their ratio."""
 
     name: str
-    build: Callable[[str], Packet]
-    permitted: str
-    denied: str
-    unlisted: str
+    measured: Measured
+    baseline: Vary
+    reference: str
+    limit: float | None
+    keeps: bool
+    """Must it track nearly all packets?"""
+
+    def row(self, medians: Mapping[str, float]) -> Iterable[Row]:
+        wrapper = medians[f"{self.name} | wrapper"] - medians["empty"]
+        goal = None if self.limit is None else Goal(self.limit)
+        row = f"{self.name} ({self.measured.losses}; reference: {_FILTER})"
+        yield Row(row, medians[self.name] - wrapper, "ns", medians[self.reference], goal)
+        if self.keeps:
+            yield Row(f"{self.name}: packets tracked", self.measured.tracked, "%", goal=_TRACKED)
 
 
-_IPV4 = ("10.20.30.40", "203.0.113.9", "192.0.2.77")
-_IPV6 = ("fd00::20:40", "2001:db8:bad::9", "2001:db8:77::7")
+def _many_sources(rounds: int) -> Iterable[Row]:
+    rounds = min(rounds, 7)
+    with ExitStack() as held:
+        ten = held.enter_context(shipped_datapath(Config()))
+        load_ten(ten)
+        contests = [
+            _contest(held, f"10 prefixes, {SOURCES:,} sources, unlisted", ten, Family.IPV4, _unlisted(Family.IPV4), "DEFAULT_LOGGED", None),
+        ]
+        paths = [ten]
+        for prefixes, goal in ((mixed_ipv4(MANY_IPV4), 3.0), (mixed_ipv6(MANY_IPV6), 5.0)):
+            path = held.enter_context(shipped_datapath(Config()))
+            load_denied(path, prefixes)
+            paths.append(path)
+            contests += [_hit_or_miss(held, path, prefixes, hit, goal) for hit in (True, False)]
+        contests += [
+            _contest(held, "flood, each packet a new source, 10 prefixes, IPv4", ten, Family.IPV4, None, None, 5.0),
+            _contest(held, "flood, each packet a new source, 10 prefixes, IPv6", ten, Family.IPV6, None, None, 5.0),
+            _contest(held, f"flood, each packet a new source, {MANY_IPV4:,} prefixes, IPv4", paths[1], Family.IPV4, None, None, 5.0),
+        ]
+        contestants = _reference()
+        for contest in contests:
+            contestants[contest.name] = contest.measured.run
+            contestants[f"{contest.name} | wrapper"] = contest.baseline.run
+        medians = interleaved(contestants, rounds)
+        for path in paths:
+            check_books(path)
+        for contest in contests:
+            yield from contest.row(medians)
 
 
-def _ethernet() -> Packet:
-    return Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+def _hit_or_miss(held: ExitStack, path: Datapath, prefixes: Prefixes, hit: bool, limit: float) -> _Contest:
+    name = f"{len(prefixes):,} {_label(prefixes.family)} prefixes, {SOURCES:,} sources, {'hit' if hit else 'miss'}"
+    sources = sources_within(prefixes, SOURCES) if hit else sources_outside(prefixes, SOURCES)
+    outcome = "DENIED_DROPPED" if hit else "DEFAULT_LOGGED"
+    return _contest(held, name, path, prefixes.family, sources, outcome, limit, drops=hit, keeps=True)
 
 
-def _ipv4_udp(source: str) -> Packet:
-    return _ethernet() / IP(src=source, dst="10.0.0.1") / UDP(sport=5353, dport=9) / Raw(bytes(18))
+def _contest(
+    held: ExitStack, name: str, path: Datapath, family: Family, sources: Addresses | None, outcome: str | None, limit: float | None, *,
+    drops: bool = False, keeps: bool = False,
+) -> _Contest:  # fmt: skip
+    vary = held.enter_context(closing(Vary(family, sources, path.loaded.programs["xdpmond"])))
+    baseline = held.enter_context(closing(Vary(family, sources)))
+    # A flood begins with a table that was full long ago; other sources have all been seen.
+    warm = 1 << 18 if sources is not None else 4 * _slice(path)
+    return _Contest(
+        name, Measured(path, vary, outcome, warm), baseline, f"xdp-filter {'drops' if drops else 'passes'} {family.label}", limit, keeps
+    )
 
 
-def _ipv4_tcp(source: str) -> Packet:
-    return _ethernet() / IP(src=source, dst="10.0.0.1") / TCP(sport=44321, dport=443, flags="A")
+def _slice(path: Datapath) -> int:
+    """Entries of the talker table that one CPU has."""
+    return path.talkers.capacity // libbpf.possible_cpus()
 
 
-def _vlan(source: str) -> Packet:
-    return _ethernet() / Dot1Q(vlan=7) / IP(src=source, dst="10.0.0.1") / TCP(sport=44321, dport=443, flags="A")
+def _unlisted(family: Family) -> Addresses:
+    """Sources on none of the ten prefixes: those of 100.64.0.0/10, from which carriers give addresses to customers."""
+    words = np.unique(random_addresses(np.random.default_rng(SEED), family, 2 * SOURCES).words, axis=0)[:SOURCES]
+    words[:, 0] = (words[:, 0] & np.uint64(0x003FFFFF << 32)) | np.uint64(0x64400000 << 32)
+    words = np.unique(words, axis=0)
+    # Those that became equal make room for the lowest ones.
+    spare = np.arange(2 * SOURCES, dtype="u8") << np.uint64(32) | np.uint64(0x64400000 << 32)
+    spare = np.setdiff1d(spare, words[:, 0])[: SOURCES - len(words)]
+    return Addresses(family, np.concatenate([words, np.column_stack([spare, np.zeros_like(spare)])]))
 
 
-def _ipv6_udp(source: str) -> Packet:
-    return _ethernet() / IPv6(src=source, dst="fd00::1") / UDP(sport=5353, dport=9) / Raw(bytes(18))
+def _label(family: Family) -> str:
+    return {Family.IPV4: "IPv4", Family.IPV6: "IPv6"}[family]
 
 
-KINDS = (
-    Kind("IPv4 UDP", _ipv4_udp, *_IPV4),
-    Kind("IPv4 TCP", _ipv4_tcp, *_IPV4),
-    Kind("VLAN, IPv4 TCP", _vlan, *_IPV4),
-    Kind("IPv6 UDP", _ipv6_udp, *_IPV6),
-)
+# What can be switched off
 
 
-class _NoStore:
-    def keep(self, name: str, fd: int) -> None: ...
-
-    def forget(self, name: str) -> None: ...
-
-
-def shipped_datapath(config: Config) -> Datapath:
-    """The packet path as the daemon would have it on the loopback interface, through which test runs go, with the ten prefixes."""
-    datapath = Datapath.open(config, NOTHING_KEPT, _NoStore())
-    datapath.control.take_slot(_LOOPBACK, enforce=True)
-    datapath.control.set_ephemeral(*ephemeral_ports())
-    datapath.control.set_ports(port_flags(config.failsafe_ports))
-    policy = {Prefix.parse(text): Verdict.ALLOW for text in _ALLOW} | {Prefix.parse(text): Verdict.DENY for text in _DENY}
-    datapath.apply_policy(policy, (), Verdict.LOG)
-    return datapath
+FEATURES: dict[str, tuple[Config, Config]] = {
+    "events": (Config(events=dataclasses.replace(Events(), enable=False)), Config()),
+}
+"""Optional part of the packet path: settings without it, and with it."""
 
 
-def run_of(program: int, frame: bytes, action: int) -> Callable[[], float]:
-    """A measurement of a program on a frame. It must come to the action that is measured."""
+def _features(rounds: int) -> Iterable[Row]:
+    for name, (without, having) in FEATURES.items():
+        with ExitStack() as held:
+            contestants: dict[str, Callable[[], float]] = {}
+            instructions = {}
+            baseline = held.enter_context(closing(Vary(Family.IPV4, _unlisted(Family.IPV4))))
+            contestants["empty"] = lambda: test_run(baseline.drop, udp_frame(Family.IPV4), libbpf.XDP_DROP)  # noqa: B023
+            contestants["wrapper"] = baseline.run
+            for label, config in (("without", without), ("with", having)):
+                path = held.enter_context(shipped_datapath(config))
+                load_ten(path)
+                program = path.loaded.programs["xdpmond"]
+                instructions[label] = libbpf.instruction_count(program)
+                vary = held.enter_context(closing(Vary(Family.IPV4, _unlisted(Family.IPV4), program)))
+                contestants[f"many {label}"] = Measured(path, vary, "DEFAULT_LOGGED", 1 << 18).run
+                contestants[f"one {label}"] = _hot(path, program)
+            medians = interleaved(contestants, rounds)
+        wrapper = medians["wrapper"] - medians["empty"]
+        yield Row(f"{name}: one unlisted source (reference: without)", medians["one with"], "ns", medians["one without"])
+        yield Row(f"{name}: {SOURCES:,} unlisted sources (reference: without)", medians["many with"] - wrapper, "ns",
+                  medians["many without"] - wrapper)  # fmt: skip
+        row = f"{name}: instructions of the program without (reference: with)"
+        yield Row(row, instructions["without"], "instructions", instructions["with"], Goal(0.999))
+
+
+def _hot(path: Datapath, program: int) -> Callable[[], float]:
+    frame = udp_frame(Family.IPV4)
 
     def run() -> float:
-        done = libbpf.test_run(program, frame, repeat=REPEAT, ifindex=_LOOPBACK)
-        if done.action != action:
-            raise AssertionError(f"XDP action {done.action} where {action} was to be measured")
-        return float(done.nanoseconds)
+        drain(path)
+        return test_run(program, frame, libbpf.XDP_PASS)
 
     return run
 
 
-def measure(rounds: int) -> Iterable[Row]:
-    cpus = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cpus)})
-    datapath = shipped_datapath(Config())
-    try:
-        yield from _rows(datapath, rounds)
-    finally:
-        datapath.close()
-        os.sched_setaffinity(0, cpus)
+# Other ways of doing it
 
 
-def _rows(datapath: Datapath, rounds: int) -> Iterable[Row]:
-    ours = datapath.loaded.programs["xdpmond"]
-    everything, addresses = peers.xdp_filter("all"), peers.xdp_filter("ip")
-    first = KINDS[0]
-    contestants = {"empty": run_of(peers.empty_drop(), bytes(first.build(first.permitted)), libbpf.XDP_DROP)}
-    for kind in KINDS:
-        permitted, denied, unlisted = (bytes(kind.build(source)) for source in (kind.permitted, kind.denied, kind.unlisted))
-        family, address = parse_address(kind.denied)
-        for name, peer in (("all", everything), ("ip", addresses)):
-            peer.deny(family, address)
-            contestants[f"{name} passes {kind.name}"] = run_of(peer.program, permitted, libbpf.XDP_PASS)
-            contestants[f"{name} drops {kind.name}"] = run_of(peer.program, denied, libbpf.XDP_DROP)
-        contestants[f"ours passes {kind.name}"] = run_of(ours, permitted, libbpf.XDP_PASS)
-        contestants[f"ours drops {kind.name}"] = run_of(ours, denied, libbpf.XDP_DROP)
-        contestants[f"ours reports {kind.name}"] = run_of(ours, unlisted, libbpf.XDP_PASS)
-    medians = interleaved(contestants, rounds)
-    _check_books(datapath, rounds)
-
-    empty = medians["empty"]
-    yield Row("empty program, XDP_DROP", empty, "ns")
-    for kind in KINDS:
-        for name, label in (("ip", "address features"), ("all", "all features")):
-            for does in ("passes", "drops"):
-                yield Row(f"xdp-filter, {label}, {does} {kind.name} (reference: empty)", medians[f"{name} {does} {kind.name}"], "ns", empty)
-        for does, source, peer_does, goal in (
-            ("passes", "permitted", "passes", _NOT_SLOWER),
-            ("drops", "denied", "drops", _NOT_SLOWER),
-            ("reports", "unlisted", "passes", None),
-        ):
-            name = f"xdpmond {does} {kind.name}, {source} (reference: xdp-filter, all features)"
-            yield Row(name, medians[f"ours {does} {kind.name}"], "ns", medians[f"all {peer_does} {kind.name}"], goal)
+def _other_ways(rounds: int) -> Iterable[Row]:
+    """For the reader: what the systems before this one do, and what the kernel's own maps come to."""
+    prefixes = mixed_ipv4(MANY_IPV4)
+    sources = sources_within(prefixes, SOURCES)
+    with ExitStack() as held:
+        scan = held.enter_context(closing(compiled("scan.c", ["scan"], ["networks"])))
+        _fill_scan(scan.maps["networks"])
+        trie = held.enter_context(closing(compiled("trie.c", ["trie"], ["policy"], PREFIXES=len(prefixes), TALKERS=_DEFAULT_TALKERS)))
+        _fill_trie(trie.maps["policy"], prefixes)
+        baseline = held.enter_context(closing(Vary(Family.IPV4, sources)))
+        contestants = _reference()
+        contestants["wrapper"] = lambda: baseline.run(_SLOW_REPEAT)
+        frame = udp_frame(Family.IPV4)
+        for name, program, action in (("scan", scan.programs["scan"], libbpf.XDP_DROP), ("trie", trie.programs["trie"], libbpf.XDP_PASS)):
+            vary = held.enter_context(closing(Vary(Family.IPV4, sources, program)))
+            contestants[f"{name} one"] = lambda program=program, action=action: test_run(program, frame, action, _SLOW_REPEAT)  # type: ignore[misc]
+            contestants[f"{name} many"] = lambda vary=vary: vary.run(_SLOW_REPEAT)  # type: ignore[misc]
+        medians = interleaved(contestants, min(rounds, 5))
+    wrapper = medians["wrapper"] - medians["empty"]
+    peer = medians["xdp-filter passes ipv4"]
+    before, maps = "linear scan of 256 prefixes, LRU table", f"LPM trie of {MANY_IPV4:,} prefixes and three LRU tables"
+    for name, label in (("scan", before), ("trie", maps)):
+        yield Row(f"{label}, one source, miss (reference: {_FILTER})", medians[f"{name} one"], "ns", peer)
+        how = "miss" if name == "scan" else "hit"
+        yield Row(f"{label}, {SOURCES:,} sources, {how} (reference: {_FILTER})", medians[f"{name} many"] - wrapper, "ns", peer)
 
 
-def _check_books(datapath: Datapath, rounds: int) -> None:
-    """What was measured must have been counted, packet for packet."""
-    sent = len(KINDS) * 3 * (rounds + 1) * REPEAT
-    tallies = datapath.tallies()
-    counted = sum(total.count.packets for total in datapath.totals())
-    if not sent == counted == tallies.sourced.packets:
-        raise AssertionError(f"{sent} packets were sent, the totals have {counted}, the books {tallies.sourced.packets}")
-    if tallies.evicted.packets or tallies.untracked.packets:
-        raise AssertionError(f"evicted {tallies.evicted.packets}, untracked {tallies.untracked.packets}")
+_DEFAULT_TALKERS = 1 << 18
+
+
+def _fill_scan(map_fd: int) -> None:
+    """256 networks of which none covers what is sent."""
+    values = np.zeros((256, 2), ">u4")
+    values[:, 0] = (240 << 24) + (np.arange(256) << 16)
+    values[:, 1] = 0xFFFF0000
+    libbpf.update_batch(map_fd, np.arange(256, dtype="u4"), values)
+
+
+def _fill_trie(map_fd: int, prefixes: Prefixes) -> None:
+    keys = np.zeros(len(prefixes), np.dtype([("length", "u4"), ("address", ">u4")]))
+    keys["length"] = prefixes.lengths
+    keys["address"] = prefixes.addresses.words[:, 0] >> np.uint64(32)
+    libbpf.update_batch(map_fd, keys, np.full(len(prefixes), abi.VERDICT_DENY, "u4"))

@@ -19,6 +19,7 @@ from xdpmond.model import Family
 
 _OBJECTS = Path("/usr/lib") / (sysconfig.get_config_var("MULTIARCH") or "x86_64-linux-gnu") / "bpf"
 _FILTER_MAPS = {Family.IPV4: "filter_ipv4", Family.IPV6: "filter_ipv6"}
+_MATCH_DESTINATION_UDP = 0b1010  # xdp-filter: destination, and UDP
 _MATCH_SOURCE = 1  # xdp-filter: the lowest bits of a value tell what must match, those above count
 
 
@@ -29,7 +30,7 @@ class PeerError(Exception):
 def empty_drop() -> int:
     """The descriptor of a program that does nothing but drop."""
     drop_exit = bytes([0xB7, 0, 0, 0, libbpf.XDP_DROP, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
-    return libbpf.load_xdp(drop_exit, "empty", frags=False)
+    return libbpf.load_xdp(drop_exit, "empty", frags=libbpf.has_frags())
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,11 @@ class XdpFilter:
         """List a source, as `xdp-filter ip --mode src ADDRESS` does."""
         value = np.full(libbpf.possible_cpus(), _MATCH_SOURCE, "u8")
         libbpf.update(self.maps[_FILTER_MAPS[family]], np.frombuffer(source, "u1"), value)
+
+    def deny_destination_port(self, port: int) -> None:
+        """List a UDP port in network byte order, as `xdp-filter port --mode dst --proto udp PORT` does."""
+        value = np.full(libbpf.possible_cpus(), _MATCH_DESTINATION_UDP, "u8")
+        libbpf.update(self.maps["filter_ports"], np.array([port], "u4"), value)
 
 
 def xdp_filter(features: str) -> XdpFilter:

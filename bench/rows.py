@@ -100,12 +100,13 @@ def table(rows: Sequence[Row]) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     holds = {None: "", True: "yes", False: "NO"}[row.holds]
-    reference = "" if row.reference is None else _number(row.reference)
+    reference = "" if row.reference is None else number(row.reference)
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-    return row.row, _number(row.value), row.unit, reference, ratio, row.goal.text(row.unit) if row.goal else "", holds
+    return row.row, number(row.value), row.unit, reference, ratio, row.goal.text(row.unit) if row.goal else "", holds
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """For people."""
     return f"{value:,.0f}" if value == int(value) or value >= 1000 else f"{value:.3g}"
 
 

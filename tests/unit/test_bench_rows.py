@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from pathlib import Path
 
 import pytest
 
+from bench.lists import mixed_ipv4, mixed_ipv6, sources_outside, sources_within
+from bench.report import page
 from bench.rows import Goal, Of, Row, interleaved, table, write_json
 
 
@@ -54,3 +57,29 @@ def test_contestants_take_turns_and_the_first_round_does_not_count() -> None:
     medians = interleaved({"a": lambda: contestant("a"), "b": lambda: contestant("b")}, rounds=3)
     assert medians == {"a": 2.0, "b": 5.0}
     assert "".join(order) == "ab" * 4
+
+
+def test_page_has_a_table_for_each_section() -> None:
+    rows = [
+        Row("packets: slow", 30, "ns", 20, Goal(1.2)), Row("packets: for the reader", 7, "ns"), Row("fuzz: differences", 0, "packets",
+        goal=Goal(0, Of.VALUE)),
+    ]  # fmt: skip
+    lines = page([row.document() for row in rows], "some machine").splitlines()
+    assert "some machine." in "\n".join(lines)
+    assert [line for line in lines if line.startswith("## ")] == [
+        "## The packet path, one core, by BPF_PROG_TEST_RUN", "## Each packet judged by a second parser and policy",
+    ]  # fmt: skip
+    assert [line for line in lines if line.startswith("| ") and not line.startswith("| row")] == [
+        "| slow | 30 | ns | 20 | 1.50 | ≤ 1.2 × | **no** |", "| for the reader | 7 | ns |  |  |  |  |",
+        "| differences | 0 | packets |  |  | ≤ 0 packets | yes |",
+    ]  # fmt: skip
+
+
+def test_sources_are_where_the_prefixes_say() -> None:
+    for prefixes in (mixed_ipv4(2000), mixed_ipv6(2000)):
+        listed = [ipaddress.ip_network(text) for text in prefixes.texts()]
+        assert len(set(listed)) == 2000
+        for sources, wanted in ((sources_within(prefixes, 64), True), (sources_outside(prefixes, 64), False)):
+            assert len(set(sources.texts())) == 64
+            for text in sources.texts():
+                assert any(ipaddress.ip_address(text) in network for network in listed) is wanted

@@ -1,0 +1,190 @@
+"""Packets a second that an attached program drops: real frames through a veth pair, native XDP, one core and two.
+
+The sender is BPF_PROG_TEST_RUN with BPF_F_TEST_XDP_LIVE_FRAMES in the peer's namespace: a program that gives each frame its source and
+transmits it (programs/vary.c). A frame is sent and received on the same core, so the sender's cost is part of each figure, and the same
+in all of them. What arrived is read from the receiving driver's counter.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+
+import numpy as np
+
+from xdpmond.config import Config
+from xdpmond.kernel import libbpf
+from xdpmond.kernel.datapath import Datapath
+from xdpmond.model import Family, Outcome, Prefix
+
+from . import peers
+from .compiled import compiled
+from .lists import Addresses, mixed_ipv4, sources_within
+from .packets import MANY_IPV4, SOURCES
+from .path import ORDER, UDP_PORT, check_books, drain, load_denied, load_policy, shipped_datapath, udp_frame, write_sources
+from .rows import Goal, Of, Row, interleaved
+from .wire import Wire, enter, wire, within
+
+TITLE = f"live: {SOURCES:,} sources through a veth pair, native XDP, all of them dropped"
+
+_SECONDS = 0.5  # of one measurement
+_LEAST = 1 << 17  # packets
+_TRACKED = Goal(99, Of.VALUE, at_least=True)
+
+
+class _Sender:
+    """Frames from the far end of a wire, from some cores at once."""
+
+    def __init__(self, at: Wire, sources: Addresses):
+        self._at = at
+        self._loaded = compiled("vary.c", ["send_ipv4", "drop"], ["sources", "position"], SOURCES=ORDER)
+        self.drop = self._loaded.programs["drop"]
+        self._frame = udp_frame(Family.IPV4)
+        write_sources(self._loaded.maps["sources"], sources)
+        # The cores begin at different places, as they would with traffic of their own.
+        cpus = libbpf.possible_cpus()
+        libbpf.update(self._loaded.maps["position"], np.zeros(1, "u4"), np.arange(cpus, dtype="u8") * (ORDER // cpus))
+
+    def close(self) -> None:
+        self._loaded.close()
+
+    def rate(self, cpus: Sequence[int], count: int) -> tuple[float, float, int]:
+        """Million packets a second that arrive while each core sends so many as fast as it can; the share that got lost before the
+        program; and a number that takes as long as a measurement should."""
+        sent, seconds, arrived = self._shoot(cpus, count)
+        return arrived / seconds / 1e6, 1 - arrived / sent, max(_LEAST, int(count * _SECONDS / seconds))
+
+    def _shoot(self, cpus: Sequence[int], count: int) -> tuple[int, float, int]:
+        barrier = threading.Barrier(len(cpus))
+        times: list[float] = []
+        failures: list[BaseException] = []
+
+        def shoot(cpu: int) -> None:
+            try:
+                enter(self._at.wire_namespace)
+                os.sched_setaffinity(0, {cpu})
+                barrier.wait()
+                times.append(time.monotonic())
+                libbpf.test_run(self._loaded.programs["send_ipv4"], self._frame, repeat=count, ifindex=self._at.wire,
+                                flags=libbpf.BPF_F_TEST_XDP_LIVE_FRAMES)  # fmt: skip
+                times.append(time.monotonic())
+            except BaseException as error:
+                barrier.abort()
+                failures.append(error)
+
+        before = self._at.received()
+        threads = [threading.Thread(target=shoot, args=(cpu,)) for cpu in cpus]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
+        return count * len(cpus), max(times) - min(times), self._at.received() - before
+
+
+@contextmanager
+def attached(at: Wire, program: int) -> Iterator[None]:
+    link = within(at.front_namespace, libbpf.create_link, program, at.front, libbpf.XDP_FLAGS_DRV_MODE)
+    try:
+        yield
+    finally:
+        os.close(link)
+
+
+def measure(rounds: int) -> Iterable[Row]:
+    rounds = min(rounds, 7)
+    cpus = sorted(os.sched_getaffinity(0))
+    both = cpus[:2]
+    prefixes = mixed_ipv4(MANY_IPV4)
+    sources = sources_within(prefixes, SOURCES)
+    with ExitStack() as held:
+        at = held.enter_context(wire(queues=len(both)))
+        sender = held.enter_context(closing(_Sender(at, sources)))
+        few = held.enter_context(shipped_datapath(Config(), at.front))
+        load_policy(few, (), [Prefix.parse("0.0.0.0/1"), Prefix.parse("128.0.0.0/1")])
+        many = held.enter_context(shipped_datapath(Config(), at.front))
+        load_denied(many, prefixes)
+        names = {
+            "bare XDP_DROP": sender.drop, "xdp-filter by port": _xdp_filter(), "ours, 2 prefixes": few.loaded.programs["xdpmond"],
+            f"ours, {MANY_IPV4:,} prefixes": many.loaded.programs["xdpmond"],
+        }  # fmt: skip
+        contestants: dict[str, Callable[[], float]] = {}
+        for name, program in names.items():
+            for cores in [both[:1], both] if len(both) > 1 else [both]:
+                contestants[f"{name}, {len(cores)}"] = _round(at, sender, program, cores, (few, many))
+        medians = interleaved(contestants, rounds)
+        yield from _rows(medians, [few, many], list(names)[2:], cores=len(both))
+    if len(both) > 1:
+        yield from _one_queue(sources, both, rounds)
+
+
+def _round(
+    at: Wire, sender: _Sender, program: int, cores: Sequence[int], paths: Iterable[Datapath], may_lose: bool = False
+) -> Callable[[], float]:
+    count = _LEAST
+
+    def run() -> float:
+        nonlocal count
+        for path in paths:
+            drain(path)
+        with attached(at, program):
+            rate, lost, count = sender.rate(cores, count)
+        if lost > 0.001 and not may_lose:
+            raise AssertionError(f"{100 * lost:.1f} % of the frames did not reach the program")
+        return rate
+
+    return run
+
+
+def _rows(medians: dict[str, float], paths: list[Datapath], names: list[str], cores: int) -> Iterable[Row]:
+    yield Row("bare XDP_DROP, one core", medians["bare XDP_DROP, 1"], "Mpps")
+    by_port = "xdp-filter, all features, by destination port, one core (reference: bare XDP_DROP)"
+    yield Row(by_port, medians["xdp-filter by port, 1"], "Mpps", medians["bare XDP_DROP, 1"])
+    for path, name in zip(paths, names, strict=True):
+        rate = medians[f"{name}, 1"]
+        yield Row(f"{name}, one core (reference: xdp-filter)", rate, "Mpps", medians["xdp-filter by port, 1"], Goal(0.75, at_least=True))
+        yield Row(f"{name}, one core (reference: bare XDP_DROP)", rate, "Mpps", medians["bare XDP_DROP, 1"], Goal(0.5, at_least=True))
+        tallies = _checked(path)
+        lost = tallies.evicted.packets + tallies.untracked.packets
+        yield Row(f"{name}: packets tracked", 100 * (1 - lost / tallies.sourced.packets), "%", goal=_TRACKED)
+    if cores > 1:
+        for name in ("bare XDP_DROP", "xdp-filter by port"):
+            yield Row(f"{name}, two cores (reference: one core)", medians[f"{name}, 2"], "Mpps", medians[f"{name}, 1"])
+        for name in names:
+            yield Row(f"{name}, two cores (reference: one core)", medians[f"{name}, 2"], "Mpps", medians[f"{name}, 1"],
+                      Goal(1.8, at_least=True))  # fmt: skip
+
+
+def _checked(path: Datapath):  # type: ignore[no-untyped-def]
+    """The tallies of a path that dropped all that it saw and whose books balance."""
+    check_books(path)
+    outcomes = {total.outcome for total in path.totals()}
+    if outcomes != {Outcome.DENIED_DROPPED}:
+        raise AssertionError(f"not all was dropped: {outcomes}")
+    return path.tallies()
+
+
+def _one_queue(sources: Addresses, cores: Sequence[int], rounds: int) -> Iterable[Row]:
+    """For the reader: both cores send, but the receiver has a single queue, so that one core at a time handles what arrives."""
+    with ExitStack() as held:
+        at = held.enter_context(wire(queues=1))
+        sender = held.enter_context(closing(_Sender(at, sources)))
+        path = held.enter_context(shipped_datapath(Config(), at.front))
+        load_policy(path, (), [Prefix.parse("0.0.0.0/1"), Prefix.parse("128.0.0.0/1")])
+        program = path.loaded.programs["xdpmond"]
+        # What is sent faster than the queue is emptied gets lost before the program.
+        contestants = {str(len(each)): _round(at, sender, program, each, [path], may_lose=True) for each in (cores[:1], cores)}
+        medians = interleaved(contestants, min(rounds, 5))
+        yield Row("ours, 2 prefixes, one queue, two cores sending (reference: one core)", medians["2"], "Mpps", medians["1"])
+
+
+def _xdp_filter() -> int:
+    """xdp-filter with all features, which drops by destination port."""
+    everything = peers.xdp_filter("all")
+    everything.deny_destination_port(socket.htons(UDP_PORT))
+    return everything.program
