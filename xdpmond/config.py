@@ -29,6 +29,7 @@ from .kinds import (
     PORTS,
     SWITCH,
     Kind,
+    auto,
     choice,
     duration,
     is_interface_name,
@@ -90,12 +91,20 @@ class Events:
 class Tables:
     """`[tables]`: the sizes of the tables in the kernel. A change takes effect at the next start."""
 
-    talkers: int = _setting(65536, number(1024, 4194304, power_of_two=True), """
-        Entries of the table of talkers, one for each source and port seen in a window, for each possible CPU. When it is full
-        the oldest make room; their packets stay in the totals, and the status says how many there were.""")
+    talkers: int | None = _setting(None, auto(number(1024, 4194304, power_of_two=True)), """
+        Entries of the table of talkers, one for each source and port seen in a window, for each possible CPU; 64 bytes each. When it is
+        full the oldest make room; their packets stay in the totals, and the status says how many there were. "auto" is 131072, and less where
+        there are more than 8 CPUs: together 1048576, but at least 4096 for each.""")
     prefixes: int = _setting(1048576, number(1024, 16777216), "The most prefixes that the policy can hold.")
     rule_counters: int = _setting(16384, number(1024, 16777216), """
         The most entries whose packets and bytes are counted each by itself.""")
+
+    def talkers_of_a_cpu(self, cpus: int) -> int:
+        """Entries of one slice where there are so many possible CPUs: a power of two."""
+        if self.talkers is not None:
+            return self.talkers
+        shares = 1 << max(cpus - 1, 0).bit_length()
+        return max(min(131_072, 1_048_576 // shares), 4096)
 
 
 @dataclass(frozen=True, slots=True)

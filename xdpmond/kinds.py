@@ -103,6 +103,15 @@ def size(low: int, high: int, *, or_zero: str = "") -> Kind[int]:
     return Kind(form, parse, show)
 
 
+def auto(of: Kind[T]) -> Kind[T | None]:
+    """The same, or "auto", which is None."""
+
+    def parse(value: object) -> T | None:
+        return None if value == "auto" else of.parse(value)
+
+    return Kind(f'"auto" or {of.form}', parse, lambda value: '"auto"' if value is None else of.show(value))
+
+
 def _parse_path(value: object, example: str = "/var/log/xdpmond/events.jsonl") -> str:
     if not isinstance(value, str) or not value.isprintable() or not value.startswith("/") or value.endswith("/"):
         raise refusal(value, "the path of a file", hint=f'write it in full, for example "{example}"')
