@@ -351,7 +351,9 @@ class Daemon:
                 continue
             interval = service.config.summary_interval
             async with service.reading:
-                window, totals, tracked, lost_before = await self._in_kernel_thread(self._close_window, service.config.window)
+                window, totals, tracked, lost_before = await self._in_kernel_thread(
+                    self._close_window, service.config.window, service.settled_policy
+                )
                 service.progress = service.progress.closed(window, totals, tracked, lost_before)
                 if interval:
                     await asyncio.to_thread(summary.add, window)
@@ -366,7 +368,7 @@ class Daemon:
                 summary = Summary(window.ended, totals)
             await self._reconcile(self._interfaces.keep)
 
-    def _close_window(self, wanted: float) -> tuple[Window, Totals, Count, int]:
+    def _close_window(self, wanted: float, policy: Policy | None) -> tuple[Window, Totals, Count, int]:
         """Returns also how many packets had found no talker for certain before the new window."""
         control, book = self._datapath.control, self._book
         epoch = time.time() - time.monotonic()
@@ -374,6 +376,8 @@ class Daemon:
         # One that waits to be read since a crash has been followed by another already.
         lost_before = book.lost if control.reading else lost(self._datapath.tallies())
         exact_until = book.lost
+        if policy is not None:
+            book.settle(policy)
         book.begin(number)
         rows = self._datapath.close_window()
         lost_now = lost(self._datapath.tallies())

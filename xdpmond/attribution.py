@@ -240,6 +240,10 @@ class RuleBook:
             self._store.digest = 0
             self._changes.append(Change(self._clock()))
 
+    def settle(self, policy: Rules) -> None:
+        """A policy of the same prefixes: that which others hold, so that there are not two in memory."""
+        self._policy = policy
+
     @property
     def lost(self) -> int:
         """Packets that had found no place in the talker table when the running window began."""

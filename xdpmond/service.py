@@ -128,6 +128,11 @@ class Service:
         return self._policy
 
     @property
+    def settled_policy(self) -> Policy | None:
+        """The policy as the kernel has it; None while that may change."""
+        return None if self._changing.locked() else self._policy
+
+    @property
     def mode(self) -> Mode:
         return self._modes.everywhere or self._config.mode
 
