@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import subprocess
 import time
 
 try:
@@ -73,6 +74,22 @@ def stored_descriptors() -> list[tuple[str, int]]:
         os.set_inheritable(_FIRST_FD + index, False)
         found.append((names[index] if index < len(names) else "", _FIRST_FD + index))
     return found
+
+
+def writable_paths(unit: str) -> list[str] | None:
+    """Where a unit may write under ProtectSystem=strict; None if there is no such unit, or it may write anywhere."""
+    names = ("LoadState", "ProtectSystem", "ReadWritePaths", "StateDirectory", "LogsDirectory")
+    try:
+        done = subprocess.run(["systemctl", "show", unit, *(f"--property={name}" for name in names)], capture_output=True, text=True,
+                              timeout=10, check=True)  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    if found.get("LoadState") != "loaded" or found.get("ProtectSystem") != "strict":
+        return None
+    paths = [path.lstrip("-+") for path in found.get("ReadWritePaths", "").split()]
+    paths += [f"/var/lib/{name}" for name in found.get("StateDirectory", "").split()]
+    return paths + [f"/var/log/{name}" for name in found.get("LogsDirectory", "").split()]
 
 
 def _one_line(text: str) -> str:

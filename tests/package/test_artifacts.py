@@ -48,6 +48,7 @@ def contents(deb: Path) -> dict[str, str]:
         "/usr/bin/xdpmond",
         "/usr/lib/systemd/catalog/xdpmond.catalog",
         "/usr/lib/sysusers.d/xdpmond.conf",
+        "/usr/lib/tmpfiles.d/xdpmond.conf",
         "/usr/lib/xdpmond/xdpmond.toml",
         "/usr/share/bash-completion/completions/xdpmonctl",
         "/usr/share/dbus-1/interfaces/org.xdpmond1.Manager.xml",

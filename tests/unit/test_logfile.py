@@ -17,7 +17,7 @@ from xdpmond.config import Log, LogFormat
 from xdpmond.errors import ConfigError
 from xdpmond.messages import Message, Priority
 from xdpmond.sinks import lines, logfile
-from xdpmond.sinks.logfile import LogFile, LogFiles, require_writable
+from xdpmond.sinks.logfile import LogFile, LogFiles, require_within, require_writable
 from xdpmond.sinks.rotation import Compressor, RotatedFile, old_files
 
 PLAIN = {"rotate_size": 0, "compress": False}
@@ -454,6 +454,13 @@ def test_a_log_that_cannot_is_refused_and_the_way_out_named(tmp_path):
     assert "is not a regular file" in refused(Log("/dev/null"))
     (tmp_path / "file").write_text("")
     assert "Not a directory" in refused(Log(str(tmp_path / "file" / "x")))
+
+
+def test_a_log_where_the_service_may_not_write_is_refused():
+    require_within([Log("/var/log/xdpmond/a"), Log("/srv/logs/deep/b")], ["/var/log/xdpmond", "/srv/logs"])
+    for path in ("/var/log/xdpmond2/a", "/srv/a", "/var/log/a"):
+        with pytest.raises(ConfigError, match=f"log.path: {path} cannot be written: the service may not write there.*ReadWritePaths="):
+            require_within([Log(path)], ["/var/log/xdpmond", "/srv/logs"])
 
 
 @pytest.fixture

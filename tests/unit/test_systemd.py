@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from xdpmond.systemd import Notifier, stored_descriptors
+from xdpmond.systemd import Notifier, stored_descriptors, writable_paths
 
 ROOT = Path(__file__).parents[2]
 
@@ -172,3 +172,39 @@ def test_an_environment_with_holes(number, names, found):
 
 def test_without_any():
     assert stored_descriptors() == []
+
+
+# Where the unit may write
+
+
+@pytest.fixture
+def systemctl(tmp_path, monkeypatch):
+    """Puts a systemctl in the path that prints this, and ends so."""
+
+    def make(output, status=0):
+        script = tmp_path / "systemctl"
+        script.write_text(f"#!/bin/sh\ncat <<'END'\n{output}\nEND\nexit {status}\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    return make
+
+
+def test_a_units_paths(systemctl):
+    paths = "ReadWritePaths=-/var/log/xdpmond /srv/a +/srv/b\nStateDirectory=xdpmond\nLogsDirectory=x y"
+    systemctl(f"LoadState=loaded\nProtectSystem=strict\n{paths}")
+    assert writable_paths("x.service") == ["/var/log/xdpmond", "/srv/a", "/srv/b", "/var/lib/xdpmond", "/var/log/x", "/var/log/y"]
+
+
+@pytest.mark.parametrize(
+    "output, status",
+    [("LoadState=not-found\nProtectSystem=strict", 0), ("LoadState=loaded\nProtectSystem=full", 0), ("", 0), ("LoadState=loaded", 1)],
+)
+def test_no_unit_no_bounds(systemctl, output, status):
+    systemctl(output, status)
+    assert writable_paths("x.service") is None
+
+
+def test_no_systemctl_no_bounds(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert writable_paths("x.service") is None

@@ -262,5 +262,12 @@ def require_writable(logs: Sequence[Log]) -> None:
             raise _refused(log, f"{path.parent} may not be written" + (", which rotation needs" if found else ""))
 
 
+def require_within(logs: Sequence[Log], writable: Sequence[str]) -> None:
+    """Refuse logs that the service, which may write below these paths, cannot write, whoever asks. Raises ConfigError."""
+    for log in logs:
+        if not any(Path(log.path).is_relative_to(path) for path in writable):
+            raise _refused(log, "the service may not write there")
+
+
 def _refused(log: Log, reason: str) -> ConfigError:
     return ConfigError(f"{log.source or 'log'}: log.path: {log.path} cannot be written: {reason}", hint=_PLACES)
