@@ -118,6 +118,8 @@ def test_a_hundred_million_sources(world: World, start: Start, tmp_path: Path) -
 
     with watched(world, daemon) as watch:
         seconds = flood(world, FLOOD)
+    daemon.wait_log("the table of talkers is full")
+    screen = world.lab.ctl("status").stdout
     # Those that are permitted and denied by name go on being told apart.
     world.net.datagrams(PERMITTED4.net, PERMITTED4.host, 53, [30])
     wait_for(lambda: world.totals["allowed"]["packets"] > before["totals"]["allowed"]["packets"], "a permitted packet after the flood")
@@ -155,7 +157,6 @@ def test_a_hundred_million_sources(world: World, start: Start, tmp_path: Path) -
     denied = world.entry("203.0.113.0/24")
     assert (denied["packets"], denied["partial"]) == (2, True)
     assert "≥" in world.lab.ctl("list").stdout
-    screen = world.lab.ctl("status").stdout
     assert re.search(r"^lost .*evicted", screen, re.MULTILINE)
     assert re.search(r"^top sources of ≥ ", screen, re.MULTILINE)
     daemon.wait_log("; at least ", " packets evicted, ")
