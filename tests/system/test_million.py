@@ -1,0 +1,134 @@
+"""A million talkers at once, from real packets on all CPUs: while the daemon reads them, its loop stays free and its memory in bounds."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+
+from busfixture import ROOT
+from conftest import CONFIG, World
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from test_flood import MOST_MEMORY, private_memory
+
+from bench.spoof import Spoofer
+from tests.lab import PYTHON, wait_for, within
+from xdpmond.kernel import libbpf
+
+MILLION = 1_000_000
+MOST_LATE = 50
+"""Milliseconds."""
+WINDOWS = 3
+FRAME = bytes(Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / IP(src="0.0.0.0", dst="10.0.0.1") / UDP(sport=4000, dport=53))
+
+WATCHED = f"""
+import asyncio, runpy, sys, threading, time
+
+async def watch():
+    "Tell how late this task comes to run, less what its thread waited for a processor: that is not ours to shorten."
+    with open(f"/proc/self/task/{{threading.get_native_id()}}/schedstat", "rb", buffering=0) as scheduled:
+        def waited():
+            scheduled.seek(0)
+            return int(scheduled.read().split()[1]) / 1e9
+        while True:
+            due, before = time.monotonic() + 0.001, waited()
+            await asyncio.sleep(0.001)
+            late = time.monotonic() - due - (waited() - before)
+            if late > 0.002:
+                print(f"LATE {{late * 1000:.1f}} ms", file=sys.stderr)
+
+async def both(main):
+    async with asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(watch())
+        await main
+        watching.cancel()
+
+run = asyncio.run
+asyncio.run = lambda main: run(both(main))
+sys.path.insert(0, {str(ROOT)!r})
+sys.argv[0] = "xdpmond"
+runpy.run_module("xdpmond", run_name="__main__")
+"""
+"""The daemon, with a task in its loop that tells when it had to wait."""
+
+
+@contextmanager
+def floods(program: int, namespace: str, ifindex: int) -> Iterator[None]:
+    """Packets of more sources than the tables hold, on every CPU, with what time the daemon leaves."""
+    over = threading.Event()
+    failed: list[BaseException] = []
+
+    def shoot(number: int, cpu: int) -> None:
+        os.sched_setaffinity(0, {cpu})
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        try:
+            while not over.is_set():
+                with closing(Spoofer(program, first=(11 + number) << 24)) as spoofer:
+                    within(namespace, partial(spoofer.run, FRAME, MILLION, ifindex=ifindex))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=shoot, args=numbered) for numbered in enumerate(sorted(os.sched_getaffinity(0)))]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert not failed, failed
+
+
+@contextmanager
+def memory_of(process: int) -> Iterator[list[int]]:
+    """What a process takes, again and again."""
+    found: list[int] = []
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.02):
+            found.append(private_memory(process))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_million_talkers(world: World) -> None:
+    of_a_cpu = 1 << (MILLION // libbpf.possible_cpus()).bit_length()
+    config = world.lab.write("million.toml", f'window = "2s"\nsummary_interval = "4s"\n{CONFIG}[tables]\ntalkers = {of_a_cpu}\n')
+    log = world.lab.directory / "million.log"
+    command = [PYTHON, "-c", WATCHED, "-c", str(config), "--bus", world.lab.bus.address]
+    daemon = world.lab.spawn(world.host.inside(command), log)
+    try:
+        wait_for(lambda: " is ready" in log.read_text(), "the daemon")
+        (interface,) = world.lab.status()["interfaces"]
+        begun = len(log.read_text())
+        program = libbpf.program_by_id(interface["program_id"])
+        seen: set[int] = set()
+
+        def full() -> bool:
+            window = world.lab.status()["window"]
+            if sum(window["unique_sources"].values()) >= MILLION:
+                seen.add(window["number"])
+            return len(seen) >= WINDOWS
+
+        with floods(program, world.host.path, interface["ifindex"]), memory_of(daemon.pid) as memory:
+            wait_for(full, f"{WINDOWS} windows of a million talkers", 60)
+        late = [float(found) for found in re.findall(r"LATE ([0-9.]+) ms", log.read_text()[begun:])]
+        assert late, "nobody watched"
+        assert max(late) < MOST_LATE
+        assert max(memory) < MOST_MEMORY, f"{max(memory) / 1e6:.0f} MB"
+        os.close(program)
+    finally:
+        daemon.terminate()
+        daemon.wait(20)
