@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__
+from . import __version__, memory
 from .attribution import RuleBook
 from .batch import EventBatch, Match
 from .config import Config, ConfigPaths, config_warnings, load, require_force
@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    memory.configure()
     options = parser().parse_args(argv)
     paths = ConfigPaths.single(options.config) if options.config else ConfigPaths()
     try:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import __version__, answers, documents
+from . import __version__, answers, documents, memory
 from .answers import Reading, View
 from .config import Config, config_warnings, require_force
 from .errors import (
@@ -109,7 +109,7 @@ class Service:
         self._unconfirmed: _Unconfirmed | None = None
         self._expiry_changed = asyncio.Event()
         self._confirmation_changed = asyncio.Event()
-        self._overgrown = asyncio.Event()
+        self._untidy = asyncio.Event()
         self._last_reload: Json = {"when": None, "ok": True, "message": ""}
         self.events = EventHub()
         self.progress = Progress(Totals([], ports.clock()))
@@ -161,16 +161,17 @@ class Service:
         """Bring our policy into the kernel: before any interface is attached. What ended while no daemon ran is gone."""
         over, number, self._policy = await asyncio.to_thread(_ended, self._policy, self._ports.clock())
         await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, self._policy, None, self._config.default)
+        self._untidy.set()
         if over:
             await self._save()
             self._tell_expired(over, number)
 
     async def run(self) -> None:
-        """Do what is due by itself: end entries, take back modes that nobody confirmed, tidy up the disk. Ends by cancellation."""
+        """Do what is due by itself: end entries, take back modes that nobody confirmed, tidy up. Ends by cancellation."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._expire_in_time(), name="expiry")
             tasks.create_task(self._revert_in_time(), name="confirmation")
-            tasks.create_task(self._compact_in_time(), name="compaction")
+            tasks.create_task(self._tidy_in_time(), name="tidying")
 
     async def _expire_in_time(self) -> None:
         refused = False
@@ -361,6 +362,8 @@ class Service:
         touched, changed = await asyncio.to_thread(difference, self._policy, policy)
         if changed or config.default is not self._config.default:
             await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, policy, touched, config.default)
+        if touched is None:
+            self._untidy.set()
         self._policy, self._config = policy, config
         self._expiry_changed.set()
         return changed
@@ -373,18 +376,20 @@ class Service:
             self._report(Message.STATE_PROBLEM, str(error))
             return [f"not kept on disk: {error}"]
         if self._ports.store.overgrown:
-            self._overgrown.set()
+            self._untidy.set()
         return []
 
-    async def _compact_in_time(self) -> None:
-        """Nobody waits for this: changes go on meanwhile."""
+    async def _tidy_in_time(self) -> None:
+        """On disk and in memory. Nobody waits for this: changes go on meanwhile."""
         while True:
-            await self._overgrown.wait()
-            self._overgrown.clear()
+            await self._untidy.wait()
+            self._untidy.clear()
             try:
-                await asyncio.to_thread(self._ports.store.compact)
+                if self._ports.store.overgrown:
+                    await asyncio.to_thread(self._ports.store.compact)
             except StateError as error:
                 self._report(Message.STATE_PROBLEM, str(error))
+            await asyncio.to_thread(memory.give_back)
 
     # Mode
 
@@ -564,7 +569,16 @@ class Service:
         """Every entry, by family, prefix, and strength of origin. Made as it is read, which a thread may do."""
         async with self.reading:
             _, counts = await self._ports.in_kernel_thread(self._read_rules)
-        return answers.entries(self._policy, counts)
+        loop, policy = asyncio.get_running_loop(), self._policy
+
+        def listed() -> Iterator[Json]:
+            try:
+                yield from answers.entries(policy, counts)
+            finally:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(self._untidy.set)
+
+        return listed()
 
     def _read_rules(self) -> tuple[np.ndarray, RuleCounts]:
         running = self._ports.kernel.read_running()

@@ -551,7 +551,18 @@ def test_status_of_interfaces_in_different_modes(fake: FakeDaemon) -> None:
 
 
 @pytest.mark.parametrize(
-    "status", [{}, {"interfaces": "none", "top": [None, 3], "rates": [], "losses": {"log_queue": 5, "queue_full": 3}, "policy": None, "totals": {"packets": "x"}}]
+    "status",
+    [
+        {},
+        {
+            "interfaces": "none",
+            "top": [None, 3],
+            "rates": [],
+            "losses": {"log_queue": 5, "queue_full": 3},
+            "policy": None,
+            "totals": {"packets": "x"},
+        },
+    ],
 )
 def test_status_of_an_unknown_daemon_is_shown_in_any_case(fake: FakeDaemon, status: dict[str, Any]) -> None:
     fake.status = status
@@ -568,3 +579,17 @@ def test_status_neutralises_what_comes_from_outside(fake: FakeDaemon) -> None:
 def test_status_as_json_is_the_document(fake: FakeDaemon) -> None:
     assert json.loads(ctl(fake, "-j").out) == fake.status
     assert json.loads(ctl(fake, "--json=pretty").out) == fake.status
+
+
+def test_a_long_list_shows_each_entry_as_if_it_stood_alone() -> None:
+    """Whatever it has in common with the one before it."""
+    kinds: list[dict[str, Any]] = [
+        {}, {"reason": "feed"}, {"effective": False}, {"expires": NOW + 60}, {"packets": 7}, {"partial": True}, {"prefix": ESCAPE},
+    ]  # fmt: skip
+    fake = FakeDaemon()
+    rows = [row(**{"prefix": f"192.0.2.{number}/32", **kinds[number * number % len(kinds)]}) for number in range(60) for _ in range(2)]
+    fake.rows = rows
+    together = ctl(fake, "list", "--no-legend").out.splitlines()
+    for line, alone in zip(together, rows, strict=True):
+        fake.rows = [alone]
+        assert line.split() == ctl(fake, "list", "--no-legend").out.split()

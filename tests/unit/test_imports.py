@@ -18,6 +18,7 @@ ROOMS = {
     "": set(),
     "errors": set(),
     "tomllines": set(),
+    "memory": set(),
     "units": {"errors"},
     "model": {"errors"},
     "rows": {"model"},
@@ -42,7 +43,7 @@ ROOMS = {
     "answers": VALUES | {"config", "policy", "windows", "detect", "rows", "modes", "documents"},
     "service": VALUES
     | {"config", "policy", "windows", "detect", "rows", "state", "messages", "interfaces", "modes", "feeds", "documents", "answers"}
-    | {"prefixes", "prefixfile", ""},
+    | {"prefixes", "prefixfile", "memory", ""},
     "systemd": set(),
     "sinks": VALUES | {"config", "messages", "batch"},
     "bus": VALUES | {"service"},

@@ -11,7 +11,7 @@ import asyncio
 import fcntl
 import json
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
@@ -29,9 +29,8 @@ class EventFeed(Protocol):
     def close(self) -> None: ...
 
 
-def dumps(value: Any) -> str:
-    """JSON on one line, ASCII: what a D-Bus string and a line can hold."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+dumps: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+"""JSON on one line, ASCII: what a D-Bus string and a line can hold. One encoder, since making it takes as long as using it."""
 
 
 async def sealed_lines(name: str, rows: Iterable[Mapping[str, Any]]) -> int:

@@ -16,6 +16,8 @@ Document = dict[str, Any]
 
 def value(document: Document, *path: str) -> Any:
     """What stands at the path of keys, or None."""
+    if len(path) == 1 and isinstance(document, dict):  # several times in each row of a table
+        return document.get(path[0])
     here: Any = document
     for key in path:
         if not isinstance(here, dict):
@@ -55,11 +57,12 @@ def texts(document: Document, *path: str) -> list[str]:
 
 def parse_lines(lines: Iterable[bytes]) -> Iterator[Document]:
     """JSON Lines as documents."""
+    decode = json.JSONDecoder().decode
     for line in lines:
-        if not line.strip():
+        if line.isspace() or not line:
             continue
         try:
-            document = json.loads(line)
+            document = decode(line.decode())
         except ValueError:
             document = None
         if not isinstance(document, dict):

@@ -92,9 +92,20 @@ def list_entries(context: Context) -> None:
         context.documents(lines)
         return
     now = context.clock()
-    total = context.table(ENTRY_COLUMNS, (_entry(context, row, now) for row in fields.parse_lines(lines)))
+    total = context.table(ENTRY_COLUMNS, _entries(context, fields.parse_lines(lines), now))
     if context.legend:
         context.line(f"\n{plural(total, 'entry', 'entries')}" if total else "\nno entries: every source meets the default")
+
+
+def _entries(context: Context, rows: Iterable[Document], now: float) -> Iterator[list[Cell]]:
+    """A long list is mostly of entries that came together, and differ in nothing but their prefix."""
+    before: Document = {}
+    cells: list[Cell] = []
+    for row in rows:
+        prefix, row["prefix"] = safe(fields.text(row, "prefix")), ""
+        if row != before or not cells:
+            before, cells = row, _entry(context, row, now)
+        yield [prefix, *cells[1:]]
 
 
 def _entry(context: Context, row: Document, now: float) -> list[Cell]:

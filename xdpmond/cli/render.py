@@ -51,8 +51,10 @@ class Style:
         self.enabled = enabled
 
     def __call__(self, text: str, *names: str) -> str:
+        if not self.enabled:
+            return text
         codes = ";".join(COLOURS[name] for name in names if name)
-        return f"\x1b[{codes}m{text}\x1b[0m" if self.enabled and codes and text else text
+        return f"\x1b[{codes}m{text}\x1b[0m" if codes and text else text
 
 
 def short(number: float) -> str:
@@ -138,9 +140,17 @@ def _write_plain(out: TextIO, style: Style, columns: Sequence[Column], rows: Ite
         widths = [max(width, len(_text(cell))) for width, cell in zip(widths, row, strict=True)]
     if legend:
         out.write(format_row(style, columns, widths, [(column.title, "bold") for column in columns]) + "\n")
-    total = 0
-    for row in itertools.chain(sample, rows):
-        out.write(format_row(style, columns, widths, row) + "\n")
+    total, everything = 0, itertools.chain(sample, rows)
+    if style.enabled:
+        for row in everything:
+            out.write(format_row(style, columns, widths, row) + "\n")
+            total += 1
+        return total
+    # The same lines by one format for all: there may be a million.
+    places = [f"{{:{'>' if column.right else '<'}{width}}}" for column, width in zip(columns, widths, strict=True)]
+    line = "  ".join(places if columns[-1].right else [*places[:-1], "{}"]) + "\n"
+    for row in everything:
+        out.write(line.format(*[(cell if isinstance(cell, str) else cell[0]) or "-" for cell in row]))
         total += 1
     return total
 
