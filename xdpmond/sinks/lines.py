@@ -28,7 +28,9 @@ FIELDS = (
 """In the order of `messages.event_fields`."""
 
 Part = bytes | np.ndarray
-"""Of a line: the same for all, or a column."""
+"""Of a line: the same for all, or a row of bytes for each."""
+Column = Sequence[Part]
+"""What stands between two separators."""
 
 
 class Style(Protocol):
@@ -38,7 +40,7 @@ class Style(Protocol):
     """On both sides of a text of ours."""
 
     def text(self, text: str | None) -> bytes: ...
-    def line(self, columns: Sequence[Part]) -> Iterable[Part]:
+    def line(self, columns: Sequence[Column]) -> Iterable[Part]:
         """The columns in the order of FIELDS, and what stands between them."""
 
 
@@ -59,30 +61,30 @@ class LineFormat:
     def lines(self, batch: EventBatch) -> bytes:
         return _joined(list(self._style.line(self._columns(batch))), len(batch)) if len(batch) else b""
 
-    def _columns(self, batch: EventBatch) -> list[Part]:
+    def _columns(self, batch: EventBatch) -> list[Column]:
         rows, style = batch.rows, self._style
         has_ports = rows["has_ports"] != 0
         which, rules = batch.rules()
         return [
             *self._times(batch),
-            _table(map(style.text, batch.interfaces))[rows["slot"]],
-            self._known_numbers(rows["vlan"], rows["vlan"] <= HIGHEST_VLAN),
-            self._families[batch.families],
+            [_looked_up(_table(map(style.text, batch.interfaces)), rows["slot"])],
+            [self._known_number(rows["vlan"], rows["vlan"] <= HIGHEST_VLAN)],
+            [_looked_up(self._families, batch.families)],
             self._addresses(batch.families, rows["source"]),
             self._addresses(batch.families, rows["destination"]),
-            self._known_numbers(rows["source_port"], has_ports),
-            self._known_numbers(rows["destination_port"], has_ports),
-            self._protocols[rows["protocol"]],
-            self._numbers[rows["protocol"]],
-            _decimal(rows["packet_size"]),
-            self._actions[rows["outcome"]],
-            self._verdicts[rows["outcome"]],
-            _table(map(style.text, rules))[which],
-            _decimal(rows["suppressed"]),
-            _decimal(rows["flow_hash"]),
+            [self._known_number(rows["source_port"], has_ports)],
+            [self._known_number(rows["destination_port"], has_ports)],
+            [_looked_up(self._protocols, rows["protocol"])],
+            [_looked_up(self._numbers, rows["protocol"])],
+            [_decimal(rows["packet_size"])],
+            [_looked_up(self._actions, rows["outcome"])],
+            [_looked_up(self._verdicts, rows["outcome"])],
+            [_looked_up(_table(map(style.text, rules)), which)],
+            [_decimal(rows["suppressed"])],
+            [_decimal(rows["flow_hash"])],
         ]
 
-    def _times(self, batch: EventBatch) -> tuple[np.ndarray, np.ndarray]:
+    def _times(self, batch: EventBatch) -> tuple[Column, Column]:
         """Seconds since the epoch, and the same by ISO 8601; to the microsecond."""
         moments = batch.microseconds()
         seconds = moments // 1_000_000
@@ -91,14 +93,17 @@ class LineFormat:
         which, each = _distinct(seconds)
         iso = (datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.").encode() for second in each)
         quote = self._style.quote
-        since = _side_by_side(len(moments), _table(b"%d." % second for second in each)[which], digits)
-        return since, _side_by_side(len(moments), quote, _table(iso)[which], digits, b"+00:00", quote)
+        since = _looked_up(_table(b"%d." % second for second in each), which)
+        return [since, digits], [quote, _looked_up(_table(iso), which), digits, b"+00:00", quote]
 
-    def _known_numbers(self, values: np.ndarray, known: np.ndarray) -> np.ndarray:
-        return np.take(self._numbers, np.where(known, values, 65536), axis=0)
+    def _known_number(self, values: np.ndarray, known: np.ndarray) -> Part:
+        return _looked_up(self._numbers, np.where(known, values, 65536))
 
-    def _addresses(self, families: np.ndarray, addresses: np.ndarray) -> np.ndarray:
+    def _addresses(self, families: np.ndarray, addresses: np.ndarray) -> Column:
+        if _all_equal(families) and _all_equal(addresses):
+            families, addresses = families[:1], addresses[:1]  # as those of one host under attack
         of4, of6 = families == Family.IPV4, families == Family.IPV6
+        quote = self._style.quote
         if of4.all():
             texts = _ipv4(addresses)
         elif of6.all():
@@ -107,12 +112,13 @@ class LineFormat:
             texts = np.zeros((len(families), _LONGEST_ADDRESS), "u1")
             texts[of4, :_LONGEST_IPV4] = _ipv4(addresses[of4])
             texts[of6] = _ipv6(addresses[of6])
-        quoted = _side_by_side(len(families), self._style.quote, texts, self._style.quote)
-        neither = ~(of4 | of6)
-        if neither.any():
-            quoted[neither] = 0
-            quoted[neither, : len(self._null)] = np.frombuffer(self._null, "u1")
-        return quoted
+            neither = ~(of4 | of6)
+            if neither.any():
+                texts = _side_by_side(len(families), quote, texts, quote)
+                texts[neither] = 0
+                texts[neither, : len(self._null)] = np.frombuffer(self._null, "u1")
+                return [texts]
+        return [quote, _text(texts[0]) if len(texts) == 1 else texts, quote]
 
 
 class _Json:
@@ -121,10 +127,10 @@ class _Json:
     def text(self, text: str | None) -> bytes:
         return json.dumps(text).encode()
 
-    def line(self, columns: Sequence[Part]) -> Iterable[Part]:
+    def line(self, columns: Sequence[Column]) -> Iterable[Part]:
         for number, (name, column) in enumerate(zip(FIELDS, columns, strict=True)):
             yield f'{"," if number else "{"}"{name}":'.encode()
-            yield column
+            yield from column
         yield b"}\n"
 
 
@@ -139,11 +145,11 @@ class _Csv:
             quoted = '"' + quoted.replace('"', '""') + '"'
         return quoted.encode()
 
-    def line(self, columns: Sequence[Part]) -> Iterable[Part]:
+    def line(self, columns: Sequence[Column]) -> Iterable[Part]:
         for number, column in enumerate(columns):
             if number:
                 yield b","
-            yield column
+            yield from column
         yield b"\r\n"
 
 
@@ -186,16 +192,31 @@ def _table(texts: Iterable[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(text.ljust(width, b"\0") for text in listed), "u1").reshape(len(listed), width)
 
 
+def _text(row: np.ndarray) -> bytes:
+    return row[row != 0].tobytes()
+
+
+def _all_equal(values: np.ndarray) -> bool:
+    return bool((values == values[0]).all())
+
+
+def _looked_up(table: np.ndarray, which: np.ndarray) -> Part:
+    """A row of the table for each; but once for all where it is the same, as much is in a flood: that costs nothing for each."""
+    return _text(table[which[0]]) if _all_equal(which) else np.take(table, which, axis=0)
+
+
 def _distinct(values: np.ndarray) -> tuple[np.ndarray, list[int]]:
     """For each value its place in the list of different ones, and that list."""
-    if values[0] == values[-1] and values.min() == values.max():
+    if _all_equal(values):
         return np.zeros(len(values), "i4"), [int(values[0])]
     each, which = np.unique(values, return_inverse=True)
     return which, each.tolist()
 
 
-def _decimal(values: np.ndarray) -> np.ndarray:
+def _decimal(values: np.ndarray) -> Part:
     """Unsigned numbers as digits."""
+    if _all_equal(values):
+        return b"%d" % values[0]
     width = len(str(int(values.max())))
     digits = np.empty((width, len(values)), "u1")
     rest = values
@@ -208,15 +229,16 @@ def _decimal(values: np.ndarray) -> np.ndarray:
     return digits.T
 
 
-_LONGEST_IPV4, _LONGEST_ADDRESS = len("255.255.255.255"), len("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
+_LONGEST_IPV4, _LONGEST_ADDRESS = 4 * len(".255"), len("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
 _THOUSANDS = _table(b"%03d" % number for number in range(1000))
-_FIRST_OCTET = _table(b"%d" % octet for octet in range(256))
-_NEXT_OCTETS = _table(b".%d" % octet for octet in range(256))
+_OCTETS = _table(f"{dot}{octet}".encode() for dot in ("", ".") for octet in range(256)).view("u4")[:, 0]
+"""Four bytes each: the first 256 for the first octet of an address, then those for the others."""
+_SECOND_TABLE = np.array([0, 256, 256, 256], "u2")
 _GROUPS = _table(b":%x" % group for group in range(65536))
 
 
 def _ipv4(addresses: np.ndarray) -> np.ndarray:
-    return np.concatenate([_FIRST_OCTET[addresses[:, 0]], _NEXT_OCTETS[addresses[:, 1:4]].reshape(-1, 12)], axis=1)
+    return _OCTETS[addresses[:, :4] + _SECOND_TABLE].view("u1")
 
 
 def _ipv6(addresses: np.ndarray) -> np.ndarray:
