@@ -46,14 +46,14 @@ class View:
     def default(self) -> Verdict:
         return self.config.default
 
-    def talker(self, row: np.void) -> Json:
-        return _talker(self.policy, self.default, row)
+    def talker(self, row: np.void, exact: bool) -> Json:
+        return _talker(self.policy, self.default, exact, row)
 
 
-def _talker(policy: Policy, default: Verdict, row: np.void) -> Json:
+def _talker(policy: Policy, default: Verdict, exact: bool, row: np.void) -> Json:
     family = Family(int(row["family"]))
     entry = policy.match(family, row["source"].tobytes()[: family.bits // 8])
-    return documents.talker(row, entry.verdict if entry else default, str(entry.prefix) if entry else "default")
+    return documents.talker(row, entry.verdict if entry else default, str(entry.prefix) if entry else "default", not exact)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +103,14 @@ def settings(view: View) -> Json:
 def traffic(view: View, reading: Reading) -> Json:
     """The part of the status that is measured."""
     progress, after = view.progress, reading.after
-    recent = progress.recent(reading.running, "packets", 5)
+    recent, exact = progress.recent(reading.running, "packets", 5), progress.exact(lost(after))
     return {
         "counting_since": reading.facts["counting_since"],
         "totals": documents.totals(reading.totals),
         "rates": documents.rates(progress.since(reading.totals.at), reading.totals),
         "books": documents.books(reading.before, after, progress.tracked, reading.running),
-        "window": documents.window(progress.last, recent.unique, view.config.window, exact=progress.exact(lost(after))),
-        "top": [view.talker(row) for row in strongest(recent.strongest, "packets", 5)],
+        "window": documents.window(progress.last, recent.unique, view.config.window, exact=exact),
+        "top": [view.talker(row, exact) for row in strongest(recent.strongest, "packets", 5)],
         "tables": documents.tables(reading.facts, after, view.policy, view.config.tables),
         "maps": documents.maps(reading.facts),
         "losses": {"ring_full": after.ring_full, "over_budget": after.over_budget, "merged": after.merged},
@@ -122,7 +122,8 @@ def entries(policy: Policy, counts: RuleCounts) -> Iterator[Json]:
     return (documents.entry(entry, effective, counts.get(entry.prefix)) for entry, effective in policy.shown())
 
 
-def explain(view: View, family: Family, packed: bytes, counts: RuleCounts, running: np.ndarray) -> Json:
+def explain(view: View, family: Family, packed: bytes, counts: RuleCounts, running: np.ndarray, exact: bool) -> Json:
+    """`exact`: no talker was lost in the last window and the running one."""
     policy, mode = view.policy, view.strictest
     covering = policy.explain(family, packed)
     verdict = covering[0].verdict if covering else view.default
@@ -141,12 +142,12 @@ def explain(view: View, family: Family, packed: bytes, counts: RuleCounts, runni
         "default": view.default,
         "mode": mode,
         "covering": explained,
-        "talkers": [view.talker(row) for row in strongest(merge(*own), "packets", 20)],
+        "talkers": [view.talker(row, exact) for row in strongest(merge(*own), "packets", 20)],
         "text": documents.explanation(covering[0] if covering else None, view.default, mode),
     }
 
 
-def top(view: View, running: np.ndarray, wanted: Wanted) -> Iterable[Json]:
+def top(view: View, running: np.ndarray, wanted: Wanted, exact: bool) -> Iterable[Json]:
     def where(rows: np.ndarray) -> np.ndarray:
         mask = np.ones(len(rows), bool)
         if wanted.protocol is not None:
@@ -157,4 +158,4 @@ def top(view: View, running: np.ndarray, wanted: Wanted) -> Iterable[Json]:
 
     found = strongest(view.progress.recent(running, wanted.by, wanted.limit, where).strongest, wanted.by, wanted.limit)
     # Whoever takes them takes his time: what he holds must not be the view, in which there are all talkers.
-    return map(partial(_talker, view.policy, view.default), found)
+    return map(partial(_talker, view.policy, view.default, exact), found)

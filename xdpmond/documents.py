@@ -169,7 +169,8 @@ def maps(facts: Mapping[str, Any]) -> Json:
     return {"bytes": sum(cost["bytes"] for cost in each), "each": each}
 
 
-def talker(row: np.void, verdict: Verdict, rule: str) -> Json:
+def talker(row: np.void, verdict: Verdict, rule: str, partial: bool) -> Json:
+    """`partial`: at least so many, since the talker may have lost its entry in between."""
     of = to_talker(row)
     return {
         "source": of.source,
@@ -184,6 +185,7 @@ def talker(row: np.void, verdict: Verdict, rule: str) -> Json:
         "last_seen": round(of.last_seen, 3),
         "verdict": verdict,
         "rule": rule,
+        "partial": partial,
     }
 
 

@@ -42,7 +42,7 @@ from .prefixfile import read_prefixes
 from .rows import NO_ROWS
 from .state import State
 from .units import parse_reason
-from .windows import Progress, Totals
+from .windows import Progress, Totals, lost
 
 Json = dict[str, Any]
 Notify = Callable[[str, Mapping[str, Any]], None]
@@ -568,7 +568,7 @@ class Service:
     async def entries(self) -> Iterable[Json]:
         """Every entry, by family, prefix, and strength of origin. Made as it is read, which a thread may do."""
         async with self.reading:
-            _, counts = await self._ports.in_kernel_thread(self._read_rules)
+            *_, counts = await self._ports.in_kernel_thread(self._read_rules)
         loop, policy = asyncio.get_running_loop(), self._policy
 
         def listed() -> Iterator[Json]:
@@ -580,16 +580,21 @@ class Service:
 
         return listed()
 
-    def _read_rules(self) -> tuple[np.ndarray, RuleCounts]:
-        running = self._ports.kernel.read_running()
-        return running, self._ports.rule_counts(running)
+    def _read_running(self) -> tuple[np.ndarray, int]:
+        """The talkers of the running window, and the packets that have found no talker since the counting began."""
+        kernel = self._ports.kernel
+        return kernel.read_running(), lost(kernel.tallies())
+
+    def _read_rules(self) -> tuple[np.ndarray, int, RuleCounts]:
+        running, losses = self._read_running()
+        return running, losses, self._ports.rule_counts(running)
 
     async def explain(self, address: str) -> Json:
         """Which entry decides on an address, what would be done with its packets, and what came from it lately."""
         family, packed = parse_address(address)
         async with self.reading:
-            running, counts = await self._ports.in_kernel_thread(self._read_rules)
-            return await asyncio.to_thread(answers.explain, self._view(), family, packed, counts, running)
+            running, losses, counts = await self._ports.in_kernel_thread(self._read_rules)
+            return await asyncio.to_thread(answers.explain, self._view(), family, packed, counts, running, self.progress.exact(losses))
 
     async def top(self, *, by: str = "bytes", limit: int = 20, port: int | None = None, protocol: str | None = None,
                   interval: bool = False) -> Iterable[Json]:  # fmt: skip
@@ -597,8 +602,9 @@ class Service:
         read, which a thread may do."""
         wanted = answers.Wanted.parse(by, limit, port, protocol)
         async with self.reading:
-            running = NO_ROWS if interval else await self._ports.in_kernel_thread(self._ports.kernel.read_running)
-            return await asyncio.to_thread(answers.top, self._view(), running, wanted)
+            running, losses = (NO_ROWS, None) if interval else await self._ports.in_kernel_thread(self._read_running)
+            exact = self.progress.exact(self.progress.lost if losses is None else losses)
+            return await asyncio.to_thread(answers.top, self._view(), running, wanted, exact)
 
     async def recent_events(self, limit: int) -> Iterable[Json]:
         return [dict(event) for event in self.events.recent(limit)]

@@ -341,12 +341,14 @@ def test_lists_as_json_are_the_daemons_rows(fake: FakeDaemon, command: str) -> N
 
 
 def test_top(fake: FakeDaemon) -> None:
-    fake.rows = [talker(), talker(source="2001:db8::9", protocol="icmpv6", port=None, verdict="deny", rule="2001:db8::/32")]
+    fake.rows = [
+        talker(), talker(source="2001:db8::9", protocol="icmpv6", port=None, verdict="deny", rule="2001:db8::/32", partial=True),
+    ]  # fmt: skip
     lines = ctl(fake, "top", "--by", "syn", "--limit", "5", "--port", "22", "--proto", "TCP", "--interval").out.splitlines()
     seen = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(NOW - 5))
     assert [re.split("  +", line) for line in lines[1:]] == [
         ["203.0.113.9", "tcp/22", "1200", "72000", "3", "log", seen, "default"],
-        ["2001:db8::9", "icmpv6", "1200", "72000", "3", "deny", seen, "2001:db8::/32"],
+        ["2001:db8::9", "icmpv6", "≥1200", "≥72000", "≥3", "deny", seen, "2001:db8::/32"],
     ]
     assert fake.calls == [("top", {"by": "syn", "limit": 5, "port": 22, "protocol": "tcp", "interval": True})]
 

@@ -166,10 +166,10 @@ def test_entries():
     ("protocol", "port", "shown"), [(6, 22, ("tcp", 22)), (0, 0, ("ip", None)), (58, 0, ("icmpv6", None)), (200, 0, ("200", None))]
 )
 def test_talkers(protocol, port, shown):
-    found = plain(documents.talker(rows(("2001:db8::1", protocol, port, 3, 300))[0], Verdict.DENY, "2001:db8::/32"))
+    found = plain(documents.talker(rows(("2001:db8::1", protocol, port, 3, 300))[0], Verdict.DENY, "2001:db8::/32", True))
     assert (found["protocol"], found["port"]) == shown
     assert (found["source"], found["family"], found["packets"], found["bytes"]) == ("2001:db8::1", "ipv6", 3, 300)
-    assert (found["first_seen"], found["last_seen"], found["verdict"]) == (START - 10, START - 1, "deny")
+    assert (found["first_seen"], found["last_seen"], found["verdict"], found["partial"]) == (START - 10, START - 1, "deny", True)
 
 
 @pytest.mark.parametrize("default", list(Verdict))

@@ -932,6 +932,26 @@ def test_a_window_that_ends_meanwhile_is_in_the_answer_once(question, moment):
     run(work)
 
 
+@pytest.mark.parametrize(("last", "lost", "interval", "partial"), [
+    (True, 5, False, False), (False, 5, False, True), (True, 6, False, True), (True, 6, True, False), (False, 5, True, True),
+])  # fmt: skip
+def test_talkers_are_lower_bounds_where_some_were_lost(last, lost, interval, partial):
+    async def work():
+        world = World()
+        talkers = rows(("203.0.113.5", 6, 22, 7, 700))
+        world.service.progress = Progress(Totals([], START), last=Window(1, START, START + 60, 60, talkers, exact=last), lost=5)
+        world.kernel.running = talkers
+        world.kernel.tally.evicted, world.kernel.tally.untracked = Count(lost - 1), Count(1)
+        assert [row["partial"] for row in await world.service.top(interval=interval)] == [partial]
+        if not interval:
+            assert [row["partial"] for row in (await world.service.explain("203.0.113.5"))["talkers"]] == [partial]
+            status = await world.service.status()
+            assert [row["partial"] for row in status["top"]] == [partial]
+            assert status["window"]["exact"] is not partial
+
+    run(work)
+
+
 def test_entries_come_sorted_with_their_counts():
     async def work():
         world = World(Config(deny=(file_entry("10.0.0.0/8"), file_entry("192.0.2.0/24"))))

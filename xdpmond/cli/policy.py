@@ -118,14 +118,14 @@ def _entry(context: Context, row: Document, now: float) -> list[Cell]:
         (safe(verdict), VERDICT_COLOURS.get(verdict, "") if effective else "dim"),
         safe(fields.text(row, "origin")),
         f"in {span(expires - now)}" if expires and context.terminal else _moment(expires) if expires else "",
-        _at_least(context, row, _exact(context, row, "packets")),
-        _at_least(context, row, _size(context, row)),
+        at_least(context, row, _exact(context, row, "packets")),
+        at_least(context, row, _size(context, row)),
         ", ".join(why),
     ]
 
 
-def _at_least(context: Context, row: Document, figure: str) -> str:
-    """Some packets of a partial rule could not be attributed to it."""
+def at_least(context: Context, row: Document, figure: str) -> str:
+    """What a partial row says is a lower bound: some packets are counted nowhere but in the totals."""
     if not fields.flag(row, "partial"):
         return figure
     return f"≥ {figure}" if context.terminal else f"≥{figure}"
@@ -168,7 +168,8 @@ def explain(context: Context) -> None:
 
 def _sent(context: Context, row: Document) -> list[Cell]:
     seen = _moment(fields.number(row, "last_seen"))
-    return [target(row), _exact(context, row, "packets"), _size(context, row), _exact(context, row, "syns"), seen]
+    figures = (_exact(context, row, "packets"), _size(context, row), _exact(context, row, "syns"))
+    return [target(row), *(at_least(context, row, figure) for figure in figures), seen]
 
 
 def _options(context: Context) -> dict[str, object]:

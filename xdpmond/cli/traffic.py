@@ -9,6 +9,7 @@ from ..errors import NotRunningError
 from . import fields
 from .context import Context
 from .fields import Document
+from .policy import at_least
 from .render import ACTION_COLOURS, VERDICT_COLOURS, Cell, columns, plural, safe, short_bytes, span
 from .status import target
 
@@ -43,9 +44,9 @@ def _talker(context: Context, row: Document, own: list[str], now: float) -> list
     return [
         safe(source) + (" (you)" if source in own and context.terminal else ""),
         target(row),
-        exact("packets"),
-        short_bytes(fields.number(row, "bytes")) if context.terminal else exact("bytes"),
-        exact("syns"),
+        at_least(context, row, exact("packets")),
+        at_least(context, row, short_bytes(fields.number(row, "bytes")) if context.terminal else exact("bytes")),
+        at_least(context, row, exact("syns")),
         (safe(verdict), VERDICT_COLOURS.get(verdict, "")),
         "" if not seen else f"{span(now - seen)} ago" if context.terminal else time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seen)),
         safe(fields.text(row, "rule")),
