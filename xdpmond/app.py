@@ -250,6 +250,8 @@ class Daemon:
     def _open_book(self) -> RuleBook:
         datapath = self._datapath
         table = RuleCountTable(datapath.loaded.maps["rules"], 1 + datapath.build.rule_cells, datapath.control.ledger)
+        if datapath.lost_rows:
+            table.mark_all()
         return RuleBook(table, first=not datapath.took_over, lost=lost(datapath.tallies()))
 
     async def _start(self, kept: Kept) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from xdpmond.app import parser
 from xdpmond.messages import Message, event_fields
 from xdpmond.model import Family, Outcome, PacketEvent
+from xdpmond.windows import Pressure
 
 PAGE = Path(__file__).resolve().parents[2] / "man" / "xdpmond.8"
 
@@ -38,8 +39,14 @@ def test_the_messages_are_those_of_the_daemon() -> None:
 
 def test_the_fields_of_a_packet_are_those_of_the_daemon() -> None:
     event = PacketEvent(0.0, "eth0", None, Family.IPV4, "192.0.2.1", "192.0.2.2", 1, 2, 6, 60, Outcome.DEFAULT_LOGGED, "default", 0, 0)
-    named = set(re.findall(r"\b(?:XDPMOND_)?([A-Z_]+)\b", section("JOURNAL MESSAGES").partition("Their fields are")[2]))
+    named = set(re.findall(r"\b(?:XDPMOND_)?([A-Z_]+)\b", section("JOURNAL MESSAGES").partition("fields of samples are")[2]))
     assert named == {name.upper() for name in event_fields(event)}
+
+
+def test_the_fields_of_a_summary_are_those_of_the_daemon() -> None:
+    text = section("JOURNAL MESSAGES").partition("counted in SUMMARY, as")[2].partition("fields of samples are")[0]
+    named = set(re.findall(r"^(?:XDPMOND_)?([A-Z]{4,}[A-Z_]*)\b", text, re.MULTILINE)) - {"WARNING"}
+    assert named == {"HELD_BACK", *(name.upper() for name in Pressure((1,), 4, 0, 0).fields(None))}
 
 
 def test_it_formats_without_complaint() -> None:

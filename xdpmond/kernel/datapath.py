@@ -130,6 +130,11 @@ class Datapath:
             os.close(kept.code)
         return datapath
 
+    @property
+    def lost_rows(self) -> bool:
+        """Did the last run's table of talkers give way to one of another size, with rows that nobody has read? To be asked at the start."""
+        return self._retired is not None
+
     def configure(self, config: Config) -> None:
         """What of the configuration the packet path reads while it runs."""
         self.control.set_events(config.events.interval, config.events.per_second)
