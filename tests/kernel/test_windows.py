@@ -28,7 +28,7 @@ EPHEMERAL = (32768, 60999)
 @pytest.fixture
 def quiet(datapath: Harness) -> Harness:
     """No events, and a window of its own for the test."""
-    datapath.control.set_default(Verdict.ALLOW)
+    datapath.default(Verdict.ALLOW)
     datapath.control.set_ephemeral(*EPHEMERAL)
     datapath.close_window()
     return datapath
