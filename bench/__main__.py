@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import signal
 import sys
 import time
 import traceback
@@ -33,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         print("bench: needs root, to load BPF programs and to make a network namespace", file=sys.stderr)
         return 2
     print(f"{machine()}; medians of {options.rounds} rounds\n")
+    # What was made is removed however this ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     remove_leftovers()
     rows: list[Row] = []
     failed: list[str] = []

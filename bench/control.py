@@ -16,6 +16,7 @@ import numpy as np
 
 from xdpmond.cli.client import Daemon as BusClient
 from xdpmond.kernel.maps import wait_for_packets_under_way
+from xdpmond.kernel.tables import POLICY_MAPS
 from xdpmond.model import Family, Prefix
 
 from .lists import SEED, Prefixes, mixed_ipv4
@@ -121,6 +122,7 @@ def _single_changes(at: Stage, listed: Path, prefixes: Prefixes) -> Iterable[Row
     with at.daemon() as daemon:
         at.client("deny", "--from-file", listed)
         yield Row(f"daemon: private memory with {MANY_IPV4:,} prefixes", private_memory(daemon.pid) / 1e6, "MB", goal=Goal(120, Of.VALUE))
+        yield Row(f"maps of the policy with {MANY_IPV4:,} prefixes", _policy_bytes(at) / 1e6, "MB")
         client = BusClient(at.bus)
         client.describe()
         fresh = _others(prefixes)
@@ -144,6 +146,10 @@ def _single_changes(at: Stage, listed: Path, prefixes: Prefixes) -> Iterable[Row
     for kind, label in (("add", "adding one"), ("remove", "removing one"), ("at once", "adding one right after another")):
         row = f"{label} among {MANY_IPV4:,} prefixes, by D-Bus (worst {max(taken[kind]):.1f} ms)"
         yield Row(row, statistics.median(taken[kind]), "ms", goal=Goal(10, Of.VALUE) if kind != "at once" else None)
+
+
+def _policy_bytes(at: Stage) -> int:
+    return sum(each["bytes"] for each in at.ask("status")["maps"]["each"] if each["name"] in POLICY_MAPS)
 
 
 def _others(prefixes: Prefixes) -> list[str]:

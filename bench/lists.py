@@ -105,12 +105,14 @@ def random_addresses(random: np.random.Generator, family: Family, count: int) ->
 
 
 def sources_within(prefixes: Prefixes, count: int) -> Addresses:
-    """Different addresses, each in a prefix drawn from all alike."""
+    """Different addresses, each in a prefix drawn from all alike, as long as the small ones have any that are left."""
     random = np.random.default_rng(SEED + 1)
-    chosen = random.integers(0, len(prefixes), count * 2)
-    words = random_addresses(random, prefixes.family, len(chosen)).words
-    masks = np.array([_mask(length) for length in range(prefixes.family.bits + 1)], "u8")[prefixes.lengths[chosen]]
-    words = (words & ~masks) | prefixes.addresses.words[chosen]
+    masks = np.array([_mask(length) for length in range(prefixes.family.bits + 1)], "u8")
+    words = np.zeros((0, 2), "u8")
+    while len(words) < count:
+        chosen = random.integers(0, len(prefixes), count * 2)
+        within = random_addresses(random, prefixes.family, len(chosen)).words & ~masks[prefixes.lengths[chosen]]
+        words = np.unique(np.concatenate([words, within | prefixes.addresses.words[chosen]]), axis=0)
     if prefixes.family is Family.IPV4:
         words &= _mask(32)
     return _different(random, prefixes.family, words, count)

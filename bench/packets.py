@@ -22,7 +22,7 @@ from xdpmond.model import Family, parse_address
 
 from . import peers
 from .compiled import compiled
-from .lists import SEED, Addresses, Prefixes, mixed_ipv4, mixed_ipv6, random_addresses, sources_outside, sources_within
+from .lists import SEED, Addresses, Prefixes, mixed_ipv4, mixed_ipv6, sources_outside, sources_within
 from .path import (
     KINDS,
     REPEAT,
@@ -42,7 +42,7 @@ from .rows import Goal, Of, Row, interleaved
 
 TITLE = "packet path, one core, by BPF_PROG_TEST_RUN"
 
-SOURCES = 65_536
+SOURCES, FEW_SOURCES = 65_536, 1024
 MANY_IPV4, MANY_IPV6 = 1_000_000, 100_000
 _TRACKED = Goal(99, Of.VALUE, at_least=True)
 _FILTER = "xdp-filter"
@@ -148,9 +148,15 @@ def _many_sources(rounds: int) -> Iterable[Row]:
         ten = held.enter_context(shipped_datapath(Config()))
         load_ten(ten)
         contests = [
-            _contest(held, f"10 prefixes, {SOURCES:,} sources, unlisted", ten, Family.IPV4, _unlisted(Family.IPV4), "DEFAULT_LOGGED", None),
+            _contest(held, f"10 prefixes, {number:,} sources, unlisted", ten, Family.IPV4, _unlisted(number), "DEFAULT_LOGGED", None)
+            for number in (FEW_SOURCES, SOURCES)
         ]
         paths = [ten]
+        for number in (1000, 100_000):
+            path = held.enter_context(shipped_datapath(Config()))
+            load_denied(path, prefixes := mixed_ipv4(number))
+            contests.append(_hit_or_miss(held, path, prefixes, True, None))
+            paths.append(path)
         for prefixes, goal in ((mixed_ipv4(MANY_IPV4), 3.0), (mixed_ipv6(MANY_IPV6), 5.0)):
             path = held.enter_context(shipped_datapath(Config()))
             load_denied(path, prefixes)
@@ -159,7 +165,7 @@ def _many_sources(rounds: int) -> Iterable[Row]:
         contests += [
             _contest(held, "flood, each packet a new source, 10 prefixes, IPv4", ten, Family.IPV4, None, None, 5.0),
             _contest(held, "flood, each packet a new source, 10 prefixes, IPv6", ten, Family.IPV6, None, None, 5.0),
-            _contest(held, f"flood, each packet a new source, {MANY_IPV4:,} prefixes, IPv4", paths[1], Family.IPV4, None, None, 5.0),
+            _contest(held, f"flood, each packet a new source, {MANY_IPV4:,} prefixes, IPv4", paths[3], Family.IPV4, None, None, 5.0),
         ]
         contestants = _reference()
         for contest in contests:
@@ -172,7 +178,7 @@ def _many_sources(rounds: int) -> Iterable[Row]:
             yield from contest.row(medians)
 
 
-def _hit_or_miss(held: ExitStack, path: Datapath, prefixes: Prefixes, hit: bool, limit: float) -> _Contest:
+def _hit_or_miss(held: ExitStack, path: Datapath, prefixes: Prefixes, hit: bool, limit: float | None) -> _Contest:
     name = f"{len(prefixes):,} {_label(prefixes.family)} prefixes, {SOURCES:,} sources, {'hit' if hit else 'miss'}"
     sources = sources_within(prefixes, SOURCES) if hit else sources_outside(prefixes, SOURCES)
     outcome = "DENIED_DROPPED" if hit else "DEFAULT_LOGGED"
@@ -197,15 +203,11 @@ def _slice(path: Datapath) -> int:
     return path.talkers.capacity // libbpf.possible_cpus()
 
 
-def _unlisted(family: Family) -> Addresses:
-    """Sources on none of the ten prefixes: those of 100.64.0.0/10, from which carriers give addresses to customers."""
-    words = np.unique(random_addresses(np.random.default_rng(SEED), family, 2 * SOURCES).words, axis=0)[:SOURCES]
-    words[:, 0] = (words[:, 0] & np.uint64(0x003FFFFF << 32)) | np.uint64(0x64400000 << 32)
-    words = np.unique(words, axis=0)
-    # Those that became equal make room for the lowest ones.
-    spare = np.arange(2 * SOURCES, dtype="u8") << np.uint64(32) | np.uint64(0x64400000 << 32)
-    spare = np.setdiff1d(spare, words[:, 0])[: SOURCES - len(words)]
-    return Addresses(family, np.concatenate([words, np.column_stack([spare, np.zeros_like(spare)])]))
+def _unlisted(number: int) -> Addresses:
+    """Sources on none of the ten prefixes: of 100.64.0.0/10, from which carriers give addresses to customers."""
+    random = np.random.default_rng(SEED)
+    chosen = random.choice(1 << 22, number, replace=False).astype("u8") | np.uint64(0x64400000)
+    return Addresses(Family.IPV4, np.column_stack([chosen << np.uint64(32), np.zeros(number, "u8")]))
 
 
 def _label(family: Family) -> str:
@@ -226,7 +228,7 @@ def _features(rounds: int) -> Iterable[Row]:
         with ExitStack() as held:
             contestants: dict[str, Callable[[], float]] = {}
             instructions = {}
-            baseline = held.enter_context(closing(Vary(Family.IPV4, _unlisted(Family.IPV4))))
+            baseline = held.enter_context(closing(Vary(Family.IPV4, _unlisted(SOURCES))))
             contestants["empty"] = lambda: test_run(baseline.drop, udp_frame(Family.IPV4), libbpf.XDP_DROP)  # noqa: B023
             contestants["wrapper"] = baseline.run
             for label, config in (("without", without), ("with", having)):
@@ -234,7 +236,7 @@ def _features(rounds: int) -> Iterable[Row]:
                 load_ten(path)
                 program = path.loaded.programs["xdpmond"]
                 instructions[label] = libbpf.instruction_count(program)
-                vary = held.enter_context(closing(Vary(Family.IPV4, _unlisted(Family.IPV4), program)))
+                vary = held.enter_context(closing(Vary(Family.IPV4, _unlisted(SOURCES), program)))
                 contestants[f"many {label}"] = Measured(path, vary, "DEFAULT_LOGGED", 1 << 18).run
                 contestants[f"one {label}"] = _hot(path, program)
             medians = interleaved(contestants, rounds)

@@ -1,6 +1,7 @@
-"""The tables in the documentation, made from the rows of a run: `sudo ./dev bench --json FILE`, and on the same machine `./dev docs FILE`.
+"""The pages of numbers in the documentation, made from the rows of a run: `sudo ./dev bench --json FILE`, and on the same machine
+`./dev docs FILE`.
 
-docs/measurements.md is made whole by this; what is to be said beside the numbers stands here.
+docs/measurements.md is made whole by this; what is to be said beside the numbers stands here. docs/growth.md is made by `growth`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from . import growth
 from .rows import number
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "measurements.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 _INTRODUCTION = """\
 # Measurements
@@ -63,4 +65,6 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(json.loads(Path(sys.argv[1]).read_text()), machine()))
+    measured = json.loads(Path(sys.argv[1]).read_text())
+    (DOCS / "measurements.md").write_text(page(measured, machine()))
+    (DOCS / "growth.md").write_text(growth.page(measured))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bench import growth, report
+from bench.__main__ import SECTIONS
 from bench.lists import mixed_ipv4, mixed_ipv6, sources_outside, sources_within
 from bench.report import page
 from bench.rows import Goal, Of, Row, interleaved, table, write_json
@@ -73,6 +75,16 @@ def test_page_has_a_table_for_each_section() -> None:
         "| slow | 30 | ns | 20 | 1.50 | ≤ 1.2 × | **no** |", "| for the reader | 7 | ns |  |  |  |  |",
         "| differences | 0 | packets |  |  | ≤ 0 packets | yes |",
     ]  # fmt: skip
+
+
+def test_growth_is_told_by_rows_of_the_sections_that_are() -> None:
+    rows = [Row(begins, 100, "ns", 50).document() for begins in growth._ROWS.values()]
+    text = growth.page(rows)
+    assert "takes 100 ns there" in text
+    assert "two cores drop 2.00 times what one does" in text
+    assert {begins.partition(":")[0] for begins in growth._ROWS.values()} <= report._SECTIONS.keys() == SECTIONS.keys()
+    with pytest.raises(growth.MissingRowError, match="no row begins"):
+        growth.page(rows[1:])
 
 
 def test_sources_are_where_the_prefixes_say() -> None:
