@@ -119,17 +119,12 @@ def collapse(rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
         _, new = _changes(words)
     if new.all():
         return words.view(ROW).reshape(-1)
-    merged = words.take(np.flatnonzero(new), axis=0)
-    of_several = ~new
-    of_several[:-1] |= of_several[1:]
-    parts = words.take(np.flatnonzero(of_several), axis=0)
-    starts = np.flatnonzero(new[of_several])
-    sums = parts.take(starts, axis=0)
+    starts = np.flatnonzero(new)
+    merged = words.take(starts, axis=0)
     for column in _SUMS:
-        sums[:, column] = np.add.reduceat(parts[:, column], starts)
-    sums.view("f8")[:, _FIRST] = np.minimum.reduceat(parts.view("f8")[:, _FIRST], starts)
-    sums.view("f8")[:, _LAST] = np.maximum.reduceat(parts.view("f8")[:, _LAST], starts)
-    merged[of_several[new]] = sums
+        merged[:, column] = np.add.reduceat(words[:, column], starts)
+    for column, of in ((_FIRST, np.minimum), (_LAST, np.maximum)):
+        merged.view("f8")[:, column] = of.reduceat(words.view("f8")[:, column], starts)
     return merged.view(ROW).reshape(-1)
 
 
