@@ -96,13 +96,10 @@ class EventBatch:
             return which, names
         matches = self._match(self.families[asked], self.rows["source"][asked])
         used, places = np.unique(matches.which, return_inverse=True)
-        denies = np.zeros(len(used), bool)
-        for place, index in enumerate(used):
-            if index >= 0:
-                names.append(str(matches.prefixes[index]))
-                denies[place] = matches.verdicts[index] is Verdict.DENY
-        # What is not found (-1) sorts first.
-        missing = int(len(used) > 0 and used[0] < 0)
+        missing = int(used[0] < 0)  # what is not found sorts first
+        indexes = used[missing:].tolist()
+        names += [str(matches.prefixes[index]) for index in indexes]
+        denies = np.array([False] * missing + [matches.verdicts[index] is Verdict.DENY for index in indexes])
         found = matches.which >= 0
         agrees = found & (denies[places] == _DENIES[outcomes[asked]])
         absent = np.where(found | _LISTED[outcomes[asked]], REMOVED, DEFAULT)

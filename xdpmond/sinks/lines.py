@@ -79,7 +79,7 @@ class LineFormat:
             [_decimal(rows["packet_size"])],
             [_looked_up(self._actions, rows["outcome"])],
             [_looked_up(self._verdicts, rows["outcome"])],
-            [_looked_up(_table(map(style.text, rules)), which)],
+            [style.quote, _looked_up(_table(rule.encode() for rule in rules), which), style.quote],
             [_decimal(rows["suppressed"])],
             [_decimal(rows["flow_hash"])],
         ]
