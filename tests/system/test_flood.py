@@ -15,29 +15,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from conftest import CONFIG, DENIED4, PERMITTED4, Start, World
-from scapy.layers.inet import IP, UDP
-from scapy.layers.l2 import Ether
 
-from bench.spoof import Spoofer
+from bench.path import Vary
+from bench.stage import private_memory
 from tests.lab import Daemon, wait_for, within
 from xdpmond.kernel import libbpf
+from xdpmond.model import Family
 
 FLOOD = int(os.environ.get("XDPMOND_TEST_FLOOD", "100000000"))
 MOST_MEMORY = 300_000_000
 MOST_EVENTS = 100
 """A second and CPU."""
-FRAME = bytes(Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / IP(src="0.0.0.0", dst="10.0.0.1") / UDP(sport=4000, dport=53))
-
-
-def private_memory(pid: int) -> int:
-    """Bytes that are the process's alone, without mappings of BPF maps."""
-    private, counts = 0, False
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
-        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            counts = "anon_inode:bpf" not in line
-        elif counts and line.startswith(("Private_Clean:", "Private_Dirty:")):
-            private += int(line.split()[1]) * 1024
-    return private
+AT_ONCE = 1 << 22
+"""Packets of one system call, in which a signal waits."""
 
 
 def contents(state: Path) -> dict[str, bytes]:
@@ -58,7 +48,7 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(0.2):
-            self.memory = max(self.memory, private_memory(self._pid))
+            self.memory = max(self.memory, private_memory(self._pid, steady=False))
             began = time.monotonic()
             self._world.lab.status()
             self.answers.append(time.monotonic() - began)
@@ -82,13 +72,20 @@ def windows_closed(world: World) -> int:
     return world.lab.status()["window"]["number"] or 0
 
 
-def flood(world: World, packets: int) -> float:
-    """Send so many packets, each from another source, into eth0; return how many seconds it took."""
+def flood(world: World, packets: int) -> tuple[int, float]:
+    """Send so many packets, each from another source, into eth0; return the length of each, and how many seconds it took."""
     (interface,) = world.lab.status()["interfaces"]
     program = libbpf.program_by_id(interface["program_id"])
-    spoofer = Spoofer(program)
+    spoofer = Vary(Family.IPV4, None, program, interface["ifindex"])
+
+    def send() -> float:
+        began = time.monotonic()
+        for sent in range(0, packets, AT_ONCE):
+            spoofer.run(min(AT_ONCE, packets - sent))
+        return time.monotonic() - began
+
     try:
-        return within(f"/run/netns/{world.host.name}", lambda: spoofer.run(FRAME, packets, ifindex=interface["ifindex"]).seconds)
+        return len(spoofer.frame), within(f"/run/netns/{world.host.name}", send)
     finally:
         spoofer.close()
         os.close(program)
@@ -117,7 +114,7 @@ def test_a_hundred_million_sources(world: World, start: Start, tmp_path: Path) -
     assert before["window"]["exact"] and before["tables"]["talkers"]["exact"]
 
     with watched(world, daemon) as watch:
-        seconds = flood(world, FLOOD)
+        size, seconds = flood(world, FLOOD)
     daemon.wait_log("the table of talkers is full")
     screen = world.lab.ctl("status").stdout
     # Those that are permitted and denied by name go on being told apart.
@@ -140,8 +137,7 @@ def test_a_hundred_million_sources(world: World, start: Start, tmp_path: Path) -
     status = world.lab.status()
     udp, udp_before = (of["totals"]["by_protocol"]["udp"] for of in (status, before))
     assert udp["packets"] - udp_before["packets"] == FLOOD + 1
-    assert udp["bytes"] - udp_before["bytes"] == FLOOD * len(FRAME) + 42 + 30
-    assert status["totals"]["logged"]["packets"] - before["totals"]["logged"]["packets"] >= FLOOD
+    assert udp["bytes"] - udp_before["bytes"] == FLOOD * size + 42 + 30
     books = status["books"]
     assert books["balanced"]
     assert books["total"]["packets"] == books["tracked"]["packets"] + books["evicted"]["packets"] + books["untracked"]["packets"]
@@ -155,7 +151,7 @@ def test_a_hundred_million_sources(world: World, start: Start, tmp_path: Path) -
 
     # Lower bounds are called that.
     denied = world.entry("203.0.113.0/24")
-    assert (denied["packets"], denied["partial"]) == (2, True)
+    assert denied["packets"] >= 2 and denied["partial"]
     assert "≥" in world.lab.ctl("list").stdout
     assert re.search(r"^lost .*evicted", screen, re.MULTILINE)
     assert re.search(r"^top sources of ≥ ", screen, re.MULTILINE)
