@@ -65,6 +65,8 @@ def merge(strong: Columns, weak: Columns) -> list[np.ndarray]:
     at = np.searchsorted(weak[0], strong[0])
     new = weak[0][np.minimum(at, len(weak[0]) - 1)] != strong[0]
     size = len(weak[0]) + int(np.count_nonzero(new))
+    if size == len(strong[0]):
+        return list(strong)
     to = at + np.cumsum(new) - new
     from_weak = np.ones(size, bool)
     from_weak[to[new]] = False

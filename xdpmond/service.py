@@ -492,6 +492,7 @@ class Service:
                 raise
             finally:
                 self._ports.reloading(False)
+                self._untidy.set()
             message = f"configuration read again: {changed} rule{'s' if changed != 1 else ''} changed"
             self._last_reload = {"when": self._ports.clock(), "ok": True, "message": message}
         self._report(Message.RELOADED, "; ".join([message, *notes]), changed=changed, caller_uid=caller.uid)
