@@ -6,24 +6,25 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 
 from busfixture import ROOT
 from conftest import CONFIG, World
-from scapy.layers.inet import IP, UDP
-from scapy.layers.l2 import Ether
-from test_flood import MOST_MEMORY, private_memory
 
-from bench.spoof import Spoofer
+from bench.path import Vary
+from bench.stage import private_memory
 from tests.lab import PYTHON, wait_for, within
 from xdpmond.kernel import libbpf
+from xdpmond.model import Family
 
 MILLION = 1_000_000
 MOST_LATE = 50
 """Milliseconds."""
+MOST_MEMORY = 300_000_000
 WINDOWS = 3
-FRAME = bytes(Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / IP(src="0.0.0.0", dst="10.0.0.1") / UDP(sport=4000, dport=53))
+AT_ONCE = 1 << 20
+"""Packets of one system call."""
 
 WATCHED = f"""
 import asyncio, runpy, sys, threading, time
@@ -58,21 +59,22 @@ runpy.run_module("xdpmond", run_name="__main__")
 
 @contextmanager
 def floods(program: int, namespace: str, ifindex: int) -> Iterator[None]:
-    """Packets of more sources than the tables hold, on every CPU, with what time the daemon leaves."""
+    """Packets of a new source each, on every CPU, with what time the daemon leaves."""
     over = threading.Event()
     failed: list[BaseException] = []
 
-    def shoot(number: int, cpu: int) -> None:
+    vary = Vary(Family.IPV4, None, program, ifindex)
+
+    def shoot(cpu: int) -> None:
         os.sched_setaffinity(0, {cpu})
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         try:
             while not over.is_set():
-                with closing(Spoofer(program, first=(11 + number) << 24)) as spoofer:
-                    within(namespace, partial(spoofer.run, FRAME, MILLION, ifindex=ifindex))
+                within(namespace, partial(vary.run, AT_ONCE))
         except BaseException as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=shoot, args=numbered) for numbered in enumerate(sorted(os.sched_getaffinity(0)))]
+    threads = [threading.Thread(target=shoot, args=[cpu]) for cpu in os.sched_getaffinity(0)]
     for thread in threads:
         thread.start()
     try:
@@ -81,6 +83,7 @@ def floods(program: int, namespace: str, ifindex: int) -> Iterator[None]:
         over.set()
         for thread in threads:
             thread.join()
+        vary.close()
     assert not failed, failed
 
 
@@ -92,7 +95,7 @@ def memory_of(process: int) -> Iterator[list[int]]:
 
     def look() -> None:
         while not over.wait(0.02):
-            found.append(private_memory(process))
+            found.append(private_memory(process, steady=False))
 
     thread = threading.Thread(target=look)
     thread.start()
