@@ -41,10 +41,10 @@ from .policy import Policy
 from .service import Ports, Service
 from .sinks.console import ConsoleSink
 from .sinks.journal import JournalSink
-from .sinks.logfile import LogFiles, require_writable
+from .sinks.logfile import LogFiles, require_within, require_writable
 from .state import NAME as STATE_FILE
 from .state import OperatorStore, State
-from .systemd import Notifier, stored_descriptors
+from .systemd import Notifier, stored_descriptors, writable_paths
 from .windows import LossWarning, Pressure, Progress, Summary, Totals, Window, lost
 
 
@@ -95,6 +95,8 @@ def _first(error: BaseException) -> BaseException:
 def _check(paths: ConfigPaths, options: argparse.Namespace) -> int:
     config = load(paths)
     require_force(config, options.force)
+    if config.log and not options.config and (writable := writable_paths("xdpmond.service")) is not None:
+        require_within(config.log, writable)
     for warning in config_warnings(config):
         print(f"xdpmond: note: {warning}")
     files = ", ".join(config.files) or "no file: the defaults hold"
@@ -195,6 +197,8 @@ class Daemon:
     # Life
 
     async def run(self) -> int:
+        # What works in other threads, such as the writers of logs, hands the interpreter to the loop within a millisecond, not five.
+        sys.setswitchinterval(0.001)
         # From the first moment on: by default, the signal ends a process.
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up.set)
         config = await asyncio.to_thread(self._load_config)

@@ -101,7 +101,7 @@ class FakeKernel:
         self.calls: list[str] = []
         self.touched: list[Sequence[Prefix] | None] = []
         self.tally = SimpleNamespace(
-            sourced=Count(), evicted=Count(), untracked=Count(), evictions=0, ring_full=0, over_budget=0, merged=0,
+            sourced=Count(), evicted=Count(), untracked=Count(), evictions=0, events_made=0, ring_full=0, over_budget=0, merged=0,
             anomalies={"fragment": 0, "short": 2},
         )  # fmt: skip
 
