@@ -18,7 +18,7 @@ from pathlib import Path
 from xdpmond.config import Config, Tables
 from xdpmond.kernel.datapath import Datapath
 from xdpmond.model import Family
-from xdpmond.rows import count_of, survey, unique_by_port
+from xdpmond.rows import count_of, strongest, unique_by_port
 
 from .flooding import flood
 from .path import Vary, load_ten, pinned, shipped_datapath
@@ -81,7 +81,7 @@ def _read(datapath: Datapath, vary: Vary, cpu: int) -> tuple[float, float, int]:
         started = time.thread_time()
         rows = datapath.close_window()
         count_of(rows)
-        survey(rows, limit=20)
+        strongest(rows, "bytes", 20)
         unique_by_port(rows)
         return time.thread_time() - started, len(rows)
 
