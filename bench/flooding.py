@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ import numpy as np
 from xdpmond.kernel import abi, libbpf
 from xdpmond.model import Family
 
-from .path import Vary
+from .path import Vary, pinned
 from .stage import Daemon, Stage
 from .wire import within
 
@@ -40,8 +39,8 @@ class Flood:
         """Do something on a CPU, in the namespace."""
 
         def there() -> None:
-            os.sched_setaffinity(0, {cpu})
-            work()
+            with pinned(cpu):
+                work()
 
         within(self._namespace, there)
 

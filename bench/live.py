@@ -25,7 +25,7 @@ from . import peers
 from .compiled import compiled
 from .lists import Addresses, mixed_ipv4, sources_within
 from .packets import MANY_IPV4, SOURCES
-from .path import ORDER, UDP_PORT, check_books, drain, load_denied, load_policy, shipped_datapath, udp_frame, write_sources
+from .path import UDP_PORT, check_books, drain, load_denied, load_policy, pinned, shipped_datapath, udp_frame, write_sources
 from .rows import Goal, Of, Row, interleaved
 from .wire import Wire, enter, wire, within
 
@@ -41,13 +41,13 @@ class _Sender:
 
     def __init__(self, at: Wire, sources: Addresses):
         self._at = at
-        self._loaded = compiled("vary.c", ["send_ipv4", "drop"], ["sources", "position"], SOURCES=ORDER)
+        self._loaded = compiled("vary.c", ["send_ipv4", "drop"], ["sources_ipv4", "position"], SOURCES=len(sources))
         self.drop = self._loaded.programs["drop"]
         self._frame = udp_frame(Family.IPV4)
-        write_sources(self._loaded.maps["sources"], sources)
+        write_sources(self._loaded.maps["sources_ipv4"], sources)
         # The cores begin at different places, as they would with traffic of their own.
         cpus = libbpf.possible_cpus()
-        libbpf.update(self._loaded.maps["position"], np.zeros(1, "u4"), np.arange(cpus, dtype="u8") * (ORDER // cpus))
+        libbpf.update(self._loaded.maps["position"], np.zeros(1, "u4"), np.arange(cpus, dtype="u8") * (len(sources) // cpus))
 
     def close(self) -> None:
         self._loaded.close()
@@ -66,12 +66,12 @@ class _Sender:
         def shoot(cpu: int) -> None:
             try:
                 enter(self._at.wire_namespace)
-                os.sched_setaffinity(0, {cpu})
-                barrier.wait()
-                times.append(time.monotonic())
-                libbpf.test_run(self._loaded.programs["send_ipv4"], self._frame, repeat=count, ifindex=self._at.wire,
-                                flags=libbpf.BPF_F_TEST_XDP_LIVE_FRAMES)  # fmt: skip
-                times.append(time.monotonic())
+                with pinned(cpu):
+                    barrier.wait()
+                    times.append(time.monotonic())
+                    libbpf.test_run(self._loaded.programs["send_ipv4"], self._frame, repeat=count, ifindex=self._at.wire,
+                                    flags=libbpf.BPF_F_TEST_XDP_LIVE_FRAMES)  # fmt: skip
+                    times.append(time.monotonic())
             except BaseException as error:
                 barrier.abort()
                 failures.append(error)

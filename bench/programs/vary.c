@@ -11,11 +11,13 @@
 #define SOURCE_AT_IPV4 26 /* Ethernet, then 12 bytes of the header */
 #define SOURCE_AT_IPV6 22
 
-struct source {
-	u64 word[2]; /* network byte order; IPv4 in the first 4 bytes */
+struct ipv6 {
+	u64 word[2];
 };
 
-BPF_F_TABLE("array", u32, struct source, sources, SOURCES, BPF_F_MMAPABLE);
+/* In network byte order; IPv4 in the first 4 of 8 bytes, which an element has at least. */
+BPF_F_TABLE("array", u32, u64, sources_ipv4, SOURCES, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct ipv6, sources_ipv6, SOURCES, BPF_F_MMAPABLE);
 BPF_PERCPU_ARRAY(position, u64, 1);
 BPF_PROG_ARRAY(target, 1);
 
@@ -48,23 +50,24 @@ static __always_inline bool write_ipv6(struct xdp_md *ctx, u64 first, u64 second
 	return true;
 }
 
-static __always_inline struct source *next_source(void)
+static __always_inline bool write_next_ipv4(struct xdp_md *ctx)
 {
 	u32 index = next_position() & (SOURCES - 1);
-	return sources.lookup(&index);
+	u64 *source = sources_ipv4.lookup(&index);
+	return source && write_ipv4(ctx, *source);
 }
 
 int vary_ipv4(struct xdp_md *ctx)
 {
-	struct source *source = next_source();
-	if (source && write_ipv4(ctx, source->word[0]))
+	if (write_next_ipv4(ctx))
 		target.call(ctx, 0);
 	return XDP_ABORTED;
 }
 
 int vary_ipv6(struct xdp_md *ctx)
 {
-	struct source *source = next_source();
+	u32 index = next_position() & (SOURCES - 1);
+	struct ipv6 *source = sources_ipv6.lookup(&index);
 	if (source && write_ipv6(ctx, source->word[0], source->word[1]))
 		target.call(ctx, 0);
 	return XDP_ABORTED;
@@ -99,8 +102,7 @@ int flood_ipv6(struct xdp_md *ctx)
 
 int send_ipv4(struct xdp_md *ctx)
 {
-	struct source *source = next_source();
-	return source && write_ipv4(ctx, source->word[0]) ? XDP_TX : XDP_ABORTED;
+	return write_next_ipv4(ctx) ? XDP_TX : XDP_ABORTED;
 }
 
 int drop(struct xdp_md *ctx)
