@@ -6,6 +6,7 @@ thousand talkers or a million prefixes is work for a thread, and what changes me
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 from . import documents
 from .config import Config
 from .errors import UsageError
-from .model import PROTOCOL_NAMES, Action, Family, Mode, RuleCounts, Verdict, format_address
+from .model import PROTOCOL_NAMES, Action, Family, Mode, Prefix, RuleCounts, Verdict, format_address
 from .modes import Modes
 from .policy import Policy
 from .rows import merge, of_source, strongest
@@ -119,8 +120,35 @@ def traffic(view: View, reading: Reading) -> Json:
     }
 
 
-def entries(policy: Policy, counts: RuleCounts) -> Iterator[Json]:
-    return (documents.entry(entry, effective, counts.get(entry.prefix)) for entry, effective in policy.shown())
+def entries(policy: Policy, counts: RuleCounts) -> Iterator[str]:
+    """All entries, each as a line of JSON. Most of a million have all but the prefix in common: that is encoded once."""
+    frames: dict[Any, list[str]] = {}
+    for family, address, length, rest, line, effective in policy.listed():
+        prefix = Prefix(family, address, length) if counts.counts else _NO_PREFIX
+        if prefix in counts.counts:
+            yield _encode(documents.entry(rest.entry(prefix, line), effective, counts.get(prefix)))
+            continue
+        alike = (family, rest, effective, line > 0)
+        frame = frames.get(alike)
+        if frame is None:
+            if len(frames) >= _MOST_FRAMES:
+                frames.clear()
+            document = documents.entry(rest.entry(Prefix(family, bytes(family.bits // 8), 0)), effective, counts.others)
+            # Whatever texts there are come behind these two. Neither a prefix nor a number has to be escaped.
+            file, document["prefix"] = _encode(document["source"])[1:-1], _GAP
+            if line:
+                document["source"] = _GAP
+            frame = frames[alike] = _encode(document).split(_encode(_GAP)[1:-1], 2 if line else 1)
+            if line:
+                frame[1] += f"{file}:"
+        text = f"{frame[0]}{format_address(family, address)}/{length}{frame[1]}"
+        yield f"{text}{line}{frame[2]}" if line else text
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_GAP = "\0"
+_MOST_FRAMES = 1024
+_NO_PREFIX = Prefix(Family.OTHER, b"", 0)
 
 
 def explain(view: View, family: Family, packed: bytes, counts: RuleCounts, running: np.ndarray, exact: bool) -> Json:

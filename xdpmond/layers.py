@@ -172,7 +172,7 @@ class Rows:
 class Segment:
     """The entries of one origin, family and length. An entry that hides nothing is not kept as None."""
 
-    __slots__ = ("__weakref__", "base", "count", "denied", "expiring", "key", "order", "origin", "overlay", "parent", "touched")
+    __slots__ = ("__weakref__", "_plain", "base", "count", "denied", "expiring", "key", "order", "origin", "overlay", "parent", "touched")
 
     def __init__(self, origin: Origin, key: Key, base: Rows, parent: Segment | None = None, touched: Iterable[bytes] = ()):
         self.origin = origin
@@ -187,6 +187,7 @@ class Segment:
         self.parent = weakref.ref(parent) if parent else None
         """What this one was made of by a change of `touched`."""
         self.touched = tuple(touched)
+        self._plain: tuple[np.ndarray, np.ndarray] | None = None
 
     def get(self, address: bytes) -> Entry | None:
         try:
@@ -211,22 +212,24 @@ class Segment:
             rows, here = find(self.base.addresses, addresses)
             found[here] = self.base.verdicts[rows[here]]
         if self.overlay:
-            rows, here = find(self._overlay_addresses(), addresses)
-            found[here] = self._overlay_codes()[rows[here]]
+            overlaid, codes = self._overlay_columns()
+            rows, here = find(overlaid, addresses)
+            found[here] = codes[rows[here]]
         return found
 
-    def _overlay_addresses(self) -> np.ndarray:
-        return column(self.key[0], b"".join(self.order))
-
-    def _overlay_codes(self) -> np.ndarray:
-        entries = map(self.overlay.__getitem__, self.order)
-        return np.array([CODES[entry.verdict] if entry else 0 for entry in entries], "u1")
+    def _overlay_columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Addresses and codes of the overlay, made once."""
+        if self._plain is None:
+            codes = [CODES[entry.verdict] if (entry := self.overlay[address]) else 0 for address in self.order]
+            self._plain = column(self.key[0], b"".join(self.order)), np.array(codes, "u1")
+        return self._plain
 
     def changed(self, changes: Mapping[bytes, Entry | None]) -> Segment:
         if len(self.overlay) + len(changes) > LIMIT:
             live = {address: entry for address, entry in changes.items() if entry is not None}
             gone = column(self.key[0], b"".join(sorted(changes.keys() - live.keys())))
-            return Segment(self.origin, self.key, Rows.of(self.key[0], live).over(self.rows().without(gone)), self, changes)
+            base = Rows.of(self.key[0], live).over(self.rows().without(gone))
+            return Segment(self.origin, self.key, base, *((self, changes) if len(changes) <= LIMIT else ()))
         after = Segment(self.origin, self.key, self.base, self, changes)
         overlay, order = dict(self.overlay), list(self.order)
         after.count, after.denied, after.expiring = self.count, self.denied, self.expiring
@@ -258,7 +261,7 @@ class Segment:
         plain = self.base.addresses, self.base.verdicts
         if not self.overlay:
             return plain
-        addresses, verdicts = merge((self._overlay_addresses(), self._overlay_codes()), plain)
+        addresses, verdicts = merge(self._overlay_columns(), plain)
         kept = verdicts > 0
         return addresses[kept], verdicts[kept]
 
@@ -293,7 +296,7 @@ class Segment:
         """The rows of the base that still count."""
         kept = np.ones(len(self.base), bool)
         if self.overlay:
-            rows, found = find(self.base.addresses, self._overlay_addresses())
+            rows, found = find(self.base.addresses, self._overlay_columns()[0])
             kept[rows[found]] = False
         return kept
 
@@ -306,7 +309,7 @@ class Segment:
             if is_same(self.base.expires):
                 of_base = self.base.soonest if self._uncovered().any() else math.inf
             else:
-                rows, found = find(self.base.addresses, self._overlay_addresses())
+                rows, found = find(self.base.addresses, self._overlay_columns()[0])
                 hidden = self.base.expires[rows[found]]
                 of_base = self.base.soonest
                 if of_base in hidden:

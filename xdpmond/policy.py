@@ -51,6 +51,21 @@ class Matches(NamedTuple):
     verdicts: list[Verdict]
 
 
+class Rest(tuple[Origin, int, float, float, tuple[str, str]]):
+    """What an entry has besides its prefix, as its columns have it: many entries have it in common."""
+
+    __slots__ = ()
+
+    def entry(self, prefix: Prefix, line: int = 0) -> Entry:
+        origin, verdict, created, expires, (reason, source) = self
+        return Entry(prefix, VERDICTS[verdict], origin, created, None if expires == math.inf else expires, reason,
+                     f"{source}:{line}" if line else source)  # fmt: skip
+
+
+Listed = tuple[Family, bytes, int, Rest, int, bool]
+"""One entry among many: family, address, length; the rest; the line of its source, or 0; is it effective?"""
+
+
 class Policy:
     """An immutable set of entries. Verdicts are ALLOW and DENY; a source that no entry covers gets the default, which is not ours."""
 
@@ -98,10 +113,15 @@ class Policy:
 
     # What there is
 
-    def shown(self) -> Iterator[tuple[Entry, bool]]:
-        """All entries, by family, prefix, and strength of origin, each with whether it is effective. Made as it is read."""
+    def listed(self) -> Iterator[Listed]:
+        """All entries, by family, prefix, and strength of origin. Made as it is read."""
         for family, lengths in self._lengths.items():
-            yield from _shown(family, [segment for _, segments in reversed(lengths) for segment in segments])
+            yield from _listed(family, [segment for _, segments in reversed(lengths) for segment in segments])
+
+    def shown(self) -> Iterator[tuple[Entry, bool]]:
+        """The same as entries, each with whether it is effective."""
+        for family, address, length, rest, line, effective in self.listed():
+            yield rest.entry(Prefix(family, address, length), line), effective
 
     def entries(self) -> list[Entry]:
         return [entry for entry, _ in self.shown()]
@@ -305,7 +325,7 @@ class Policy:
         return None if soonest == math.inf else soonest
 
 
-def _shown(family: Family, segments: Sequence[Segment]) -> Iterator[tuple[Entry, bool]]:
+def _listed(family: Family, segments: Sequence[Segment]) -> Iterator[Listed]:
     """`segments` by length, the shortest first, and strength of origin."""
     parts = [(segment, segment.rows()) for segment in segments]
     if not parts:
@@ -314,7 +334,7 @@ def _shown(family: Family, segments: Sequence[Segment]) -> Iterator[tuple[Entry,
     part_of = np.repeat(np.arange(len(parts), dtype="u2"), [len(rows) for _, rows in parts])
     row_of = np.concatenate([np.arange(len(rows), dtype="u4") for _, rows in parts])
     order = np.argsort(addresses, kind="stable").astype("u4")
-    size, before = family.bits // 8, None
+    size, before = family.bits // 8, (b"", -1)
     for start in range(0, len(order), _SHOWN_AT_ONCE):
         chosen = order[start : start + _SHOWN_AT_ONCE]
         octets, part, row = packed(addresses[chosen]), part_of[chosen], row_of[chosen]
@@ -323,18 +343,13 @@ def _shown(family: Family, segments: Sequence[Segment]) -> Iterator[tuple[Entry,
             here = part == number
             for to, of in zip(columns, parts[number][1].columns[1:], strict=True):
                 to[here] = of[row[here]]
-        for index, (number, verdict, created, expires, (reason, source), line) in enumerate(
+        for index, (number, verdict, created, expires, label, line) in enumerate(
             zip(part.tolist(), *(of.tolist() for of in columns), strict=True)
         ):
             segment = parts[number][0]
-            prefix = Prefix(family, octets[index * size : (index + 1) * size], segment.key[1])
-            if line:
-                source = f"{source}:{line}"
-            yield (
-                Entry(prefix, VERDICTS[verdict], segment.origin, created, None if expires == math.inf else expires, reason, source),
-                (prefix != before),
-            )
-            before = prefix
+            of_prefix = octets[index * size : (index + 1) * size], segment.key[1]
+            yield family, *of_prefix, Rest((segment.origin, verdict, created, expires, label)), line, of_prefix != before
+            before = of_prefix
 
 
 def _effective(family: Family, segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:

@@ -566,13 +566,13 @@ class Service:
             "seconds_left": round(max(0.0, self._unconfirmed.ends - asyncio.get_running_loop().time()), 3),
         }
 
-    async def entries(self) -> Iterable[Json]:
-        """Every entry, by family, prefix, and strength of origin. Made as it is read, which a thread may do."""
+    async def entries(self) -> Iterable[str]:
+        """Every entry as JSON, by family, prefix, and strength of origin. Made as it is read, which a thread may do."""
         async with self.reading:
             *_, counts = await self._ports.in_kernel_thread(self._read_rules)
         loop, policy = asyncio.get_running_loop(), self._policy
 
-        def listed() -> Iterator[Json]:
+        def listed() -> Iterator[str]:
             try:
                 yield from answers.entries(policy, counts)
             finally:

@@ -959,8 +959,7 @@ def test_entries_come_sorted_with_their_counts():
         await world.deny("2001:db8::/32")
         counts = {Prefix.parse("10.0.0.0/8"): RuleCount(3, 300), Prefix.parse("192.0.2.0/24"): RuleCount()}
         world.kernel.counts = RuleCounts(counts, RuleCount(partial=True))
-        found = list(await world.service.entries())
-        json.dumps(found, allow_nan=False)
+        found = [json.loads(line) for line in await world.service.entries()]
         assert [(each["prefix"], each["origin"], each["effective"], each["packets"], each["partial"]) for each in found] == [
             ("10.0.0.0/8", "operator", True, 3, False), ("10.0.0.0/8", "configuration", False, 0, False),
             ("192.0.2.0/24", "configuration", True, 0, False), ("2001:db8::/32", "operator", True, 0, True),

@@ -33,8 +33,8 @@ dumps: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), allow_nan=
 """JSON on one line, ASCII: what a D-Bus string and a line can hold. One encoder, since making it takes as long as using it."""
 
 
-async def sealed_lines(name: str, rows: Iterable[Mapping[str, Any]]) -> int:
-    """A memfd with one JSON object a line, sealed, positioned at its start. The caller closes it."""
+async def sealed_lines(name: str, rows: Iterable[Mapping[str, Any] | str]) -> int:
+    """A memfd with one JSON object a line, sealed, positioned at its start. The caller closes it. A row may be JSON already."""
     task = asyncio.ensure_future(asyncio.to_thread(_write_lines, name, rows))
     try:
         return await asyncio.shield(task)
@@ -44,12 +44,12 @@ async def sealed_lines(name: str, rows: Iterable[Mapping[str, Any]]) -> int:
         raise
 
 
-def _write_lines(name: str, rows: Iterable[Mapping[str, Any]]) -> int:
+def _write_lines(name: str, rows: Iterable[Mapping[str, Any] | str]) -> int:
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         batch = bytearray()
         for row in rows:
-            batch += dumps(row).encode()
+            batch += (row if isinstance(row, str) else dumps(row)).encode()
             batch += b"\n"
             if len(batch) >= _BATCH:
                 _write_all(descriptor, batch)
