@@ -7,6 +7,7 @@ SIGUSR1 makes it send 900 signals at once. It prints "ready" when the first atte
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -38,10 +39,10 @@ class Feed:
         self._events.append(event)
         self._more.set()
 
-    async def __aiter__(self) -> AsyncIterator[Mapping[str, Any]]:
+    async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:
             while self._events:
-                yield self._events.popleft()
+                yield json.dumps(self._events.popleft()).encode() + b"\n"
             self._more.clear()
             await self._more.wait()
 

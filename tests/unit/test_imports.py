@@ -38,14 +38,15 @@ ROOMS = {
     "messages": {"model"},
     "interfaces": VALUES | {"config", "messages"},
     "modes": VALUES | {"config"},
-    "feeds": {"model", "batch", "messages"},
+    "lines": {"model", "batch", "messages"},
+    "feeds": {"model", "batch", "messages", "lines"},
     "documents": VALUES | {"config", "policy", "windows", "rows", "interfaces"},
     "answers": VALUES | {"config", "policy", "windows", "detect", "rows", "modes", "documents"},
     "service": VALUES
     | {"config", "policy", "windows", "detect", "rows", "state", "messages", "interfaces", "modes", "feeds", "documents", "answers"}
     | {"prefixes", "prefixfile", "memory", ""},
     "systemd": set(),
-    "sinks": VALUES | {"config", "messages", "batch"},
+    "sinks": VALUES | {"config", "messages", "batch", "lines"},
     "bus": VALUES | {"service"},
     "cli": VALUES | {""},
 }
@@ -68,6 +69,7 @@ LIBRARIES = {
         "sinks/",
         "rows.py",
         "batch.py",
+        "lines.py",
         "attribution.py",
         "feeds.py",
         "app.py",

@@ -12,11 +12,11 @@ from eventfakes import EPOCH, INTERFACES, DictPolicy, batch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xdpmond import lines
 from xdpmond.batch import EventBatch
 from xdpmond.kernel import abi
 from xdpmond.messages import event_fields
 from xdpmond.model import PROTOCOL_NAMES, Outcome, Verdict
-from xdpmond.sinks import lines
 
 JSONL, CSV = lines.jsonl(), lines.csv()
 POLICY = DictPolicy({"203.0.113.0/24": Verdict.DENY, "2001:db8::/32": Verdict.DENY, "0.0.0.0/1": Verdict.ALLOW})

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from eventfakes import numbered
 
+from xdpmond import lines
 from xdpmond.config import Log, LogFormat
 from xdpmond.errors import ConfigError
 from xdpmond.messages import Message, Priority
-from xdpmond.sinks import lines, logfile
+from xdpmond.sinks import logfile
 from xdpmond.sinks.logfile import LogFile, LogFiles, require_within, require_writable
 from xdpmond.sinks.rotation import Compressor, RotatedFile, old_files
 

@@ -1038,9 +1038,12 @@ def test_events_are_remembered_and_followed():
         for number in range(3):
             world.service.events.publish(numbered(number))
         assert [event["flow_hash"] for event in await world.service.recent_events(2)] == [1, 2]
-        async for event in feed:
-            if event["flow_hash"] == 2:
+        followed = []
+        async for lines in feed:
+            followed += [json.loads(line)["flow_hash"] for line in lines.splitlines()]
+            if followed[-1] == 2:
                 feed.close()
+        assert followed == [0, 1, 2]
 
     run(work)
 

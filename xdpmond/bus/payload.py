@@ -20,11 +20,12 @@ _BATCH = 512 * 1024
 
 
 class EventFeed(Protocol):
-    """One follower's queue of events, as the service hands it out. `lost` counts what this queue dropped since it was made."""
+    """One follower's queue of events, as the service hands it out: whole lines of JSON, some at a time. `lost` counts what this queue
+    dropped since it was made."""
 
     lost: int
 
-    def __aiter__(self) -> AsyncIterator[Mapping[str, Any]]: ...
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
 
     def close(self) -> None: ...
 
@@ -108,17 +109,17 @@ class Follower:
     async def _pump(self) -> None:
         reported = self._feed.lost
         try:
-            async for event in self._feed:
+            async for lines in self._feed:
                 lost = self._feed.lost
                 if lost != reported:
                     await self._write(dumps({"lost": lost - reported}).encode() + b"\n")
                     reported = lost
-                await self._write(dumps(event).encode() + b"\n")
+                await self._write(lines)
         except BrokenPipeError:
             return
 
-    async def _write(self, line: bytes) -> None:
-        rest = memoryview(line)
+    async def _write(self, lines: bytes) -> None:
+        rest = memoryview(lines)
         while rest:
             try:
                 written = os.write(self._writer, rest)

@@ -24,7 +24,7 @@ from ..messages import Message, Priority, Record
 from .rotation import Compressor, CutShort, RotatedFile
 
 if TYPE_CHECKING:
-    from .lines import LineFormat
+    from ..lines import LineFormat
 
 PIECE = 2048
 """Events formatted and written at a time: about 700 KB, some milliseconds."""
@@ -170,8 +170,8 @@ class LogFile:
 
 
 def _format(name: LogFormat) -> LineFormat:
-    # Its tables take a while and a megabyte, for nothing where there is no log.
-    from . import lines
+    # Its tables are a megabyte, for nothing where there is no log.
+    from .. import lines
 
     return {LogFormat.JSONL: lines.jsonl, LogFormat.CSV: lines.csv}[name]()
 

@@ -17,9 +17,9 @@ from typing import Protocol
 
 import numpy as np
 
-from ..batch import HIGHEST_VLAN, EventBatch
-from ..messages import visible
-from ..model import Action, Family, Outcome, protocol_name
+from .batch import HIGHEST_VLAN, EventBatch
+from .messages import visible
+from .model import Action, Family, Outcome, protocol_name
 
 FIELDS = (
     "timestamp", "timestamp_iso", "interface", "vlan", "family", "src_ip", "dst_ip", "src_port", "dst_port", "protocol", "protocol_num",
@@ -56,7 +56,9 @@ class LineFormat:
         self._actions = _table(style.text(Action.DROP if outcome.action is Action.DROP else Action.LOG) for outcome in outcomes)
         self._verdicts = _table(style.text(outcome.verdict) for outcome in outcomes)
         self._families = _table(style.text(Family(number).label) if number in set(Family) else b"" for number in range(7))
-        self._numbers = _table([*(b"%d" % number for number in range(65536)), self._null])
+        self._numbers = np.zeros((65537, 5), "u1")
+        self._numbers[:65536] = _digits(np.arange(65536))
+        self._numbers[65536, : len(self._null)] = np.frombuffer(self._null, "u1")
 
     def lines(self, batch: EventBatch) -> bytes:
         return _joined(list(self._style.line(self._columns(batch))), len(batch)) if len(batch) else b""
@@ -165,6 +167,8 @@ def csv() -> LineFormat:
 
 # Columns
 
+_DIGITS = np.frombuffer(b"0123456789abcdef", "u1")
+
 
 def _joined(parts: Sequence[Part], number: int) -> bytes:
     whole = _side_by_side(number, *parts).reshape(-1)
@@ -215,17 +219,21 @@ def _distinct(values: np.ndarray) -> tuple[np.ndarray, list[int]]:
 
 def _decimal(values: np.ndarray) -> Part:
     """Unsigned numbers as digits."""
-    if _all_equal(values):
-        return b"%d" % values[0]
-    width = len(str(int(values.max())))
+    return b"%d" % values[0] if _all_equal(values) else _digits(values)
+
+
+def _digits(values: np.ndarray, base: int = 10) -> np.ndarray:
+    largest, width = int(values.max()), 1
+    while largest >= base**width:
+        width += 1
     digits = np.empty((width, len(values)), "u1")
     rest = values
     for place in range(width - 1, -1, -1):
-        quotient = rest // 10
-        digits[place] = rest - quotient * 10 + ord("0")
+        quotient = rest // base
+        digits[place] = _DIGITS[rest - quotient * base]
         rest = quotient
     for place in range(width - 1):  # leading zeros
-        digits[place] *= values >= 10 ** (width - 1 - place)
+        digits[place] *= values >= base ** (width - 1 - place)
     return digits.T
 
 
@@ -234,7 +242,8 @@ _THOUSANDS = _table(b"%03d" % number for number in range(1000))
 _OCTETS = _table(f"{dot}{octet}".encode() for dot in ("", ".") for octet in range(256)).view("u4")[:, 0]
 """Four bytes each: the first 256 for the first octet of an address, then those for the others."""
 _SECOND_TABLE = np.array([0, 256, 256, 256], "u2")
-_GROUPS = _table(b":%x" % group for group in range(65536))
+_GROUPS = np.full((65536, 5), ord(":"), "u1")
+_GROUPS[:, 1:] = _digits(np.arange(65536), 16)
 
 
 def _ipv4(addresses: np.ndarray) -> np.ndarray:
