@@ -181,7 +181,7 @@ class Compressor:
                 if part.name.startswith(f"{self._path.name}.") and part.name.endswith(".gz.part"):  # left by a crash
                     part.unlink(missing_ok=True)
             while not self._stopped and (waiting := [old for old in old_files(self._path) if old.suffix != ".gz"]):
-                self._compress(waiting[0])
+                self._compress(waiting[-1])  # the oldest may be deleted before it is done
 
     def _compress(self, old: Path) -> None:
         part = _compressed(old).with_suffix(".gz.part")
