@@ -173,7 +173,7 @@ def _guess_length(length_text: str, family: Family) -> str:
     if family is Family.IPV4 and "." in length_text:
         try:
             mask = int.from_bytes(socket.inet_pton(socket.AF_INET, length_text), "big")
-        except OSError:
+        except (OSError, UnicodeError, ValueError):
             mask = 0
         inverted = ~mask & 0xFFFFFFFF
         if mask and inverted & (inverted + 1) == 0:

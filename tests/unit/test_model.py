@@ -70,6 +70,8 @@ def test_what_is_taken(text, canonical):
         ("10.0.0.0/255.0.0.0", "prefix length", "write /8"),
         ("10.0.0.0/255.0.255.0", "prefix length", "0 to 32"),
         ("10.0.0.0/0.255.255.255", "prefix length", "0 to 32"),
+        ("10.0.0.0/255.0.0.0\0", "prefix length", "0 to 32"),
+        ("10.0.0.0/255.0.0.\udcff", "prefix length", "0 to 32"),
         ("10.0.0.0/33", "prefix length", "0 to 32"),
         ("2001:db8::/129", "prefix length", "0 to 128"),
         ("10.0.0.0/", "prefix length", "0 to 32"),
