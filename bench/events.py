@@ -5,6 +5,7 @@ A flood through its own program makes them, on the other core: each packet a new
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from .flooding import flood
 from .rows import Goal, Of, Row
-from .stage import CONFIG, Stage, stage
+from .stage import CONFIG, WATCHDOG_SECONDS, Stage, stage
 
 TITLE = "events into a JSONL file, daemon on one core"
 
@@ -71,6 +72,8 @@ def _too_many(at: Stage, file: Path, cpus: list[int]) -> Iterable[Row]:
         while flooding.is_alive():
             status.append(at.client("status"))
         flooding.join()
+        beats = daemon.manager.signs_of_life
+        silence = max(later - earlier for earlier, later in itertools.pairwise(beats))
         made = attack.tallies()
         # What was made is in the file or among the losses that the daemon names.
         lines = _lines_once_written(file, made["made"])
@@ -80,6 +83,7 @@ def _too_many(at: Stage, file: Path, cpus: list[int]) -> Iterable[Row]:
     yield Row(f"{_FLOOD:,} packets a second that each want an event: written a second", lines / seconds, "events/s")
     yield Row(f"the same: neither in the file ({lines:,}) nor told as lost (ring full {made['ring_full']:,}, queue full {told:,})", rest,
               "events", goal=Goal(0, Of.VALUE))  # fmt: skip
+    yield Row("the same: longest between two signs of life to the watchdog", silence, "s", goal=Goal(WATCHDOG_SECONDS, Of.VALUE))
     yield Row("the same: xdpmonctl status meanwhile, worst", max(status), "s", goal=Goal(1.0, Of.VALUE))
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from xdpmond.model import Family, Prefix
+from xdpmond.prefixes import PrefixSet, column
 
 SEED = 20240229
 
@@ -50,6 +52,15 @@ class Prefixes:
     def texts(self) -> list[str]:
         return [f"{address}/{length}" for address, length in zip(self.addresses.texts(), self.lengths.tolist(), strict=True)]
 
+    def columns(self) -> PrefixSet:
+        """As the policy holds them."""
+        packed, size = self.addresses.packed(), self.family.bits // 8
+        found = {}
+        for length in np.unique(self.lengths).tolist():
+            of_length = np.ascontiguousarray(packed[self.lengths == length][:, :size])
+            found[self.family, length] = np.sort(column(self.family, of_length.tobytes()))
+        return PrefixSet(found)
+
     def values(self) -> Iterator[Prefix]:
         size = self.family.bits // 8
         for packed, length in zip(self.addresses.packed(), self.lengths.tolist(), strict=True):
@@ -69,11 +80,13 @@ class Prefixes:
         return found
 
 
+@lru_cache
 def mixed_ipv4(count: int) -> Prefixes:
     """70 % /32, 20 % /24, the rest from /16 to /23, anywhere in unicast space."""
     return _mixed(Family.IPV4, count, [32, 24, *range(16, 24)], [0.7, 0.2, *[0.1 / 8] * 8])
 
 
+@lru_cache
 def mixed_ipv6(count: int) -> Prefixes:
     """Half /128, the others from /32 to /64, anywhere in 2000::/3."""
     return _mixed(Family.IPV6, count, [128, *range(32, 65)], [0.5, *[0.5 / 33] * 33])

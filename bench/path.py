@@ -20,7 +20,7 @@ from xdpmond.kernel.maps import map_memory
 from xdpmond.kernel.sockets import ephemeral_ports, port_flags
 from xdpmond.model import Count, Entry, Family, Origin, Outcome, Prefix, Verdict
 from xdpmond.policy import Policy
-from xdpmond.prefixes import Bulk, PrefixSet
+from xdpmond.prefixes import Bulk
 
 from .compiled import Compiled, compiled
 from .lists import Addresses, Prefixes
@@ -47,7 +47,7 @@ def load_ten(datapath: Datapath) -> None:
 
 def load_denied(datapath: Datapath, prefixes: Prefixes) -> None:
     """Make a policy that denies these, made in columns as from a file of them."""
-    denied = Bulk(PrefixSet.of(prefixes.values()), Verdict.DENY, Origin.OPERATOR)
+    denied = Bulk(prefixes.columns(), Verdict.DENY, Origin.OPERATOR)
     datapath.apply_policy(Policy().with_bulk(denied), None, Verdict.LOG)
 
 

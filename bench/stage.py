@@ -34,6 +34,9 @@ allow = ["127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1", 
 """
 """What the shipped file says, but for the interface."""
 
+WATCHDOG_SECONDS = 2
+"""After which a service manager would take the daemon for dead. That of the unit is more patient."""
+
 _ROOT = Path(__file__).resolve().parents[1]
 _READY_TIMEOUT = 60.0
 _BUS_CONFIG = """<busconfig><listen>unix:path={}</listen><auth>EXTERNAL</auth>
@@ -74,6 +77,8 @@ class NotifySocket:
         self._store: list[tuple[str, int]] = []
         self._lock = threading.Condition()
         self._ready = False
+        self.signs_of_life: list[float] = []
+        """When the watchdog was told of one, by CLOCK_MONOTONIC."""
         self._reading = threading.Thread(target=self._read)
 
     def __enter__(self) -> NotifySocket:
@@ -152,6 +157,8 @@ class NotifySocket:
                 self._store.remove(entry)
                 os.close(entry[1])
         self._ready = self._ready or "READY=1" in lines
+        if "WATCHDOG=1" in lines:
+            self.signs_of_life.append(time.monotonic())
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +221,7 @@ class Stage:
         names = ":".join(name for name, _ in kept)
         environment = self.environment() | {
             "NOTIFY_SOCKET": str(manager.path), "STATE_DIRECTORY": str(self.state), "LISTEN_FDS": str(len(kept)),
-            "LISTEN_FDNAMES": names,
+            "LISTEN_FDNAMES": names, "WATCHDOG_USEC": str(WATCHDOG_SECONDS * 1_000_000),
         }  # fmt: skip
         pinned = [] if cpu is None else ["taskset", "-c", str(cpu)]
         command = ["nsenter", f"--net=/run/netns/{self.namespace}", *pinned, "sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", sys.executable,

@@ -91,6 +91,7 @@ def test_sources_are_where_the_prefixes_say() -> None:
     for prefixes in (mixed_ipv4(2000), mixed_ipv6(2000)):
         listed = [ipaddress.ip_network(text) for text in prefixes.texts()]
         assert len(set(listed)) == 2000
+        assert set(map(str, prefixes.columns())) == set(prefixes.texts())
         for sources, wanted in ((sources_within(prefixes, 64), True), (sources_outside(prefixes, 64), False)):
             assert len(set(sources.texts())) == 64
             for text in sources.texts():
