@@ -16,7 +16,7 @@ import numpy as np
 
 from ..config import Config
 from ..errors import KernelError
-from ..model import AttachMode, Mode, Prefix, Total, Verdict
+from ..model import AttachMode, Count, Mode, Prefix, Total, Verdict
 from ..rows import count_of
 from . import abi, libbpf, loader
 from .attach import Attached, attach, layer_of
