@@ -19,6 +19,21 @@ BPF_F_TABLE("array", u32, struct xm_line, lines, 2, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct xm_bucket4, buckets4, 2, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct xm_bucket6, buckets6, 2, BPF_F_MMAPABLE);
 
+/* Begin to read what will be needed: with many sources it is not in the cache, and reads that do not wait for each other cost as one. */
+#define xm_touch(at)                                                                       \
+	do {                                                                               \
+		u64 ignored;                                                               \
+		asm volatile("%0 = *(u64 *)(%1 + 0)" : "=r"(ignored) : "r"(at));           \
+	} while (0)
+
+/* All ones if x is 0, else 0. The barrier keeps clang from making a branch of it, which would be guessed wrong as often as sources change. */
+static __always_inline u64 xm_if_zero(u64 x)
+{
+	u64 negative = -x;
+	asm volatile("" : "+r"(negative));
+	return ((x | negative) >> 63) - 1;
+}
+
 /* The array behind the struct. */
 static __always_inline u32 xm_top(const struct xm_policy *held, u32 index)
 {
@@ -57,10 +72,14 @@ static __always_inline u32 xm_verdict4(const struct xm_control *ctl, const struc
 	u32 index = top >> 2;
 	if (!index)
 		return top & 3;
+	u32 bucket = ((address >> 8) * ctl->seed[0]) >> 32;
+	u32 home = held->first4 + (bucket & held->mask4);
+	struct xm_bucket4 *likely = buckets4.lookup(&home);
+	if (likely)
+		xm_touch(likely);
 	u32 code = xm_line_code(held, index, address >> 8 & 0xff);
 	if (code == XM_CODE_DEEPER) {
 		u64 key = (u64)(address >> 8) << 1 | 1;
-		u32 bucket = ((address >> 8) * ctl->seed[0]) >> 32;
 		u64 ref = 0;
 #pragma unroll
 		for (int displaced = 0; displaced <= XM_DISPLACED; displaced++) {
@@ -69,10 +88,8 @@ static __always_inline u32 xm_verdict4(const struct xm_control *ctl, const struc
 			if (!b)
 				break;
 #pragma unroll
-			for (int i = 0; i < XM_BUCKET4; i++) {
-				if (b->ref[i] >> XM_REF_USED_SHIFT == key)
-					ref = b->ref[i];
-			}
+			for (int i = 0; i < XM_BUCKET4; i++)
+				ref |= b->ref[i] & xm_if_zero(b->ref[i] >> XM_REF_USED_SHIFT ^ key);
 			if (ref)
 				break;
 		}

@@ -90,6 +90,15 @@ static __always_inline void roll(struct xm_talker *t, u32 window)
 	t->syns[0] = 0;
 }
 
+/* Begin to read where the talker most likely is. */
+static __always_inline void touch_talker(const struct xm_control *ctl, u64 hash)
+{
+	u32 index = bpf_get_smp_processor_id() * (ctl->talker_mask + 1) + ((u32)hash & ctl->talker_mask);
+	struct xm_set *set = talkers.lookup(&index);
+	if (set)
+		xm_touch(set);
+}
+
 /* Counts the packet in this CPU's slice of the talker table; `hash` is that of the talker. Returns true if the talker was there before. A
    talker is in one of two sets, so that a table which is half full turns hardly anybody away. */
 static __always_inline bool account_talker(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies, u32 tail,
@@ -311,12 +320,13 @@ static __always_inline int handle(struct xdp_md *ctx, bool ethernet)
 		const struct xm_policy *held = policy.lookup(&copy);
 		if (!held)
 			return XDP_PASS;
+		u32 tail = talker_port(ctl, p) | (u32)p->protocol << 16 | (u32)p->family << 24;
+		u64 hash = hash_talker(ctl, p, tail);
+		touch_talker(ctl, hash);
 		u32 code = p->family == XM_FAMILY_IPV4 ? xm_verdict4(ctl, held, bpf_ntohl((u32)p->source[0]))
 						       : xm_verdict6(ctl, held, bpf_ntohll(p->source[0]), bpf_ntohll(p->source[1]));
 		outcome = decide(p, code, held->default_verdict, enforce);
 		u64 now = bpf_ktime_get_coarse_ns();
-		u32 tail = talker_port(ctl, p) | (u32)p->protocol << 16 | (u32)p->family << 24;
-		u64 hash = hash_talker(ctl, p, tail);
 		add(&tally->sourced, size);
 		bool known = account_talker(ctl, p, tally, tail, hash, size, now >> XM_SEEN_SHIFT);
 #ifdef XM_EVENTS
