@@ -417,7 +417,9 @@ class Daemon:
         losses = self._losses()
         held_back = losses["journal_held_back"]
         extra = f"\n{held_back} events were held back from the journal since the start" if held_back else ""
-        self.report(Record(Message.SUMMARY, text + extra, {"held_back": held_back, **figures}))
+        unwritten = sum(sum(losses[name].values()) for name in ("log_queue", "log_disk"))
+        extra += f"\n{unwritten} events were lost to log files since the start" if unwritten else ""
+        self.report(Record(Message.SUMMARY, text + extra, {"held_back": held_back, "unwritten": unwritten, **figures}))
         self._notifier.status(self._status_line())
 
     # Events

@@ -80,7 +80,6 @@ class EventHub:
         self._recent: deque[EventBatch] = deque()
         self._remembered = 0
         self._feeds: set[EventFeed] = set()
-        self._format: LineFormat | None = None
         self._lost = 0
 
     @property
@@ -114,11 +113,9 @@ class EventHub:
         return list(events)
 
     def follow(self) -> EventFeed:
-        if self._format is None:
-            from . import lines  # its tables are a megabyte, for nothing while nobody follows
+        from . import lines  # its tables are a megabyte, for nothing while nobody follows
 
-            self._format = lines.jsonl()
-        feed = EventFeed(self, self._format)
+        feed = EventFeed(self, lines.jsonl())
         self._feeds.add(feed)
         return feed
 

@@ -13,6 +13,7 @@ import json
 import socket
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -155,11 +156,13 @@ class _Csv:
         yield b"\r\n"
 
 
+@cache
 def jsonl() -> LineFormat:
     """An object a line."""
     return LineFormat(_Json())
 
 
+@cache
 def csv() -> LineFormat:
     """RFC 4180 with a header line. What is unknown is empty; what cannot be printed is spelled out."""
     return LineFormat(_Csv(), ",".join(FIELDS).encode() + b"\r\n")

@@ -428,7 +428,9 @@ def test_losses_are_by_path_and_outlive_the_log(logs, tmp_path):
     logs.put(numbered(*range(2000)))
     assert logs.losses()["log_queue"] == {small.path: 976}
     logs.configure([], 1024)
+    wait_for(lambda: all(log.ended for log in logs._ending), "the end of those that are configured no more")
     logs.configure([small], 2048)
+    assert logs._ending == []  # nothing is kept of them but the numbers
     logs.put(numbered(*range(2050)))
     assert logs.losses() == {"log_queue": {small.path: 978}, "log_disk": {absent.path: 5}}
 

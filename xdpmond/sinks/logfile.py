@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,6 +97,14 @@ class LogFile:
         self._abandoned = True
         if self._compressor:
             self._compressor.stop()
+
+    @property
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def losses(self) -> Counter[tuple[str, str]]:
+        """Events that are not in the file, by why and by its path. What is zero is left out."""
+        return +Counter({("log_queue", self.log.path): self.lost_in_queue, ("log_disk", self.log.path): self.lost_on_disk})
 
     # The thread
 
@@ -192,10 +200,15 @@ class LogFiles:
     def __init__(self, report: Callable[[Record], None]):
         self._report = report
         self._logs: dict[str, LogFile] = {}
-        self._ended: list[LogFile] = []
+        self._ending: list[LogFile] = []
+        self._ended: Counter[tuple[str, str]] = Counter()
+        """Losses by name and path of those that have written their last."""
 
     def configure(self, logs: Sequence[Log], capacity: int) -> None:
         """Go on with those that are the same; end and begin others."""
+        for ended in [one for one in self._ending if one.ended]:
+            self._ending.remove(ended)
+            self._ended += ended.losses()
         before, self._logs = self._logs, {}
         for log in logs:
             old = before.pop(log.path, None)
@@ -210,7 +223,7 @@ class LogFiles:
 
     def _end(self, log: LogFile) -> None:
         log.finish()
-        self._ended.append(log)
+        self._ending.append(log)
 
     def put(self, batch: EventBatch) -> None:
         for log in self._logs.values():
@@ -229,16 +242,8 @@ class LogFiles:
 
     def losses(self) -> Mapping[str, Mapping[str, int]]:
         """Events that are in no file, by its path; also of logs that the configuration has no more."""
-        queue: dict[str, int] = {}
-        disk: dict[str, int] = {}
-        for log in (*self._ended, *self._logs.values()):
-            queue[log.log.path] = queue.get(log.log.path, 0) + log.lost_in_queue
-            disk[log.log.path] = disk.get(log.log.path, 0) + log.lost_on_disk
-        return {"log_queue": _above_zero(queue), "log_disk": _above_zero(disk)}
-
-
-def _above_zero(counts: Mapping[str, int]) -> dict[str, int]:
-    return {path: count for path, count in counts.items() if count}
+        total = sum((log.losses() for log in (*self._ending, *self._logs.values())), self._ended)
+        return {name: {path: count for (of, path), count in total.items() if of == name} for name in ("log_queue", "log_disk")}
 
 
 def require_writable(logs: Sequence[Log]) -> None:
