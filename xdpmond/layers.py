@@ -60,24 +60,27 @@ def select(columns: Columns, rows: np.ndarray) -> list[np.ndarray]:
 
 def merge(strong: Columns, weak: Columns) -> list[np.ndarray]:
     """The rows of both. Where both have an address, the strong one's is taken."""
-    if not len(weak[0]) or not len(strong[0]):
-        return list(strong if len(strong[0]) else weak)
-    at = np.searchsorted(weak[0], strong[0])
-    new = weak[0][np.minimum(at, len(weak[0]) - 1)] != strong[0]
-    size = len(weak[0]) + int(np.count_nonzero(new))
-    if size == len(strong[0]):
-        return list(strong)
+    few, many = strong, weak
+    if len(weak[0]) < len(strong[0]):  # what is looked up should be the smaller part
+        few, many = select(weak, ~find(strong[0], weak[0])[1]), strong
+    if not len(few[0]):
+        return list(many)
+    at = np.searchsorted(many[0], few[0])
+    new = many[0][np.minimum(at, len(many[0]) - 1)] != few[0]
+    size = len(many[0]) + int(np.count_nonzero(new))
+    if size == len(few[0]):
+        return list(few)
     to = at + np.cumsum(new) - new
-    from_weak = np.ones(size, bool)
-    from_weak[to[new]] = False
+    from_many = np.ones(size, bool)
+    from_many[to[new]] = False
     merged = []
-    for of_strong, of_weak in zip(strong, weak, strict=True):
-        if is_same(of_strong) and is_same(of_weak) and of_strong[0] == of_weak[0]:
-            merged.append(np.broadcast_to(of_weak[:1].reshape(()), size))
+    for of_few, of_many in zip(few, many, strict=True):
+        if is_same(of_few) and is_same(of_many) and of_few[0] == of_many[0]:
+            merged.append(np.broadcast_to(of_many[:1].reshape(()), size))
             continue
-        both = np.empty(size, of_weak.dtype)
-        both[from_weak] = of_weak
-        both[to] = of_strong
+        both = np.empty(size, of_many.dtype)
+        both[from_many] = of_many
+        both[to] = of_few
         merged.append(both)
     return merged
 
