@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -23,7 +24,7 @@ CAPACITY = TABLES["sets"] * abi.WAYS
 
 @pytest.fixture
 def quiet(datapath: Harness) -> Harness:
-    datapath.control.set_default(Verdict.ALLOW)
+    datapath.default(Verdict.ALLOW)
     datapath.close_window()
     return datapath
 
@@ -35,32 +36,72 @@ def books(datapath: Harness) -> Books:
     return Books(tallies.sourced, tracked, tallies.evicted, tallies.untracked)
 
 
-def test_the_oldest_goes(quiet: Harness) -> None:
-    """Of a set's four, the one that was silent longest makes room, with its counts going to the evicted."""
-    frames = {source: tcp(source) for source in random_sources(60, seed=3)}
+def place_of(datapath: Harness, source: str) -> int:
+    """The one entry that a packet of the source makes in this window."""
+    entries = datapath.talker_memory()
+    before = entries.copy()
+    datapath.send(tcp(source))
+    (at,) = np.nonzero(entries != before)[0]
+    return int(at)
+
+
+def fill(datapath: Harness, which: np.ndarray) -> None:
+    """With others, seen just now, each with a packet in this window; the rest is free. None of it is in the books."""
+    entries = datapath.talker_memory()
+    entries[:] = 0
+    # The packet path's clock is a coarse one, and may be some milliseconds behind.
+    lately = (time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> abi.SEEN_SHIFT) - 1
+    for at in np.nonzero(which)[0]:
+        entries["source"][at] = np.frombuffer(f"somebody {at:7}".encode(), "u1")
+        entries["family"][at], entries["window"][at] = abi.FAMILY_IPV6, datapath.control.window
+        entries["packets"][at, 0], entries["bytes"][at, 0] = 1, 54
+        entries["last_seen"][at] = entries["first_seen"][at] = lately
+
+
+def test_a_choice_of_two_sets_and_the_oldest_of_both_goes(quiet: Harness) -> None:
+    """A free entry of the first set, then of the second; then the one of eight that was silent longest, with its counts going to the evicted."""
     entries = quiet.talker_memory()
-    sets: dict[int, list[str]] = {}
-    for source, frame in frames.items():
-        # Which set is this source's? Alone in its window it shows.
-        quiet.close_window()
-        quiet.send(frame)
-        (at,) = np.nonzero(entries["window"] == quiet.control.window)[0]
-        sets.setdefault(int(at) // abi.WAYS, []).append(source)
-    crowded = max(sets.values(), key=len)
-    quiet.close_window()
-    quiet.close_window()
-    make_older(entries, entries["family"] > 0)
-    before = quiet.counters.tallies()
-    for source in crowded[:4]:
-        quiet.send(frames[source])
-    assert quiet.counters.tallies().evictions == before.evictions, "there were silent ones to take the place of"
-    oldest = crowded[2]
-    make_older(entries, (entries["source"][:, :4] == np.frombuffer(frames[oldest][26:30], "u1")).all(axis=1))
-    quiet.send(frames[crowded[4]])
-    after = quiet.counters.tallies()
-    assert (after.evictions - before.evictions, after.evicted - before.evicted) == (1, Count(1, 54))
-    assert {source for source, _, _ in by_key(quiet.running())} == set(crowded[:5]) - {oldest}
-    assert books(quiet).balanced
+    kept = entries.copy()
+    number = np.arange(len(entries))
+    pairs = set()
+    for source in random_sources(40, seed=3):
+        fill(quiet, number < 0)
+        first = place_of(quiet, source) // abi.WAYS
+        fill(quiet, number // abi.WAYS == first)
+        before = quiet.counters.tallies()
+        second = place_of(quiet, source) // abi.WAYS
+        pairs.add((first, second))
+        evicted_of_necessity = first == second
+        assert quiet.counters.tallies().evictions - before.evictions == evicted_of_necessity
+        for oldest in (4 * first + 1, 4 * second + 2):
+            fill(quiet, number >= 0)
+            make_older(entries, number == oldest)
+            before = quiet.counters.tallies()
+            assert place_of(quiet, source) == oldest
+            after = quiet.counters.tallies()
+            assert (after.evictions - before.evictions, after.evicted - before.evicted) == (1, Count(1, 54))
+            assert place_of(quiet, source) == oldest, "and there it is found again"
+            assert entries["packets"][oldest, 0] == 2
+    assert len(pairs) > 8, "all but the secret decides"
+    entries[:] = kept
+
+
+def test_one_that_is_in_its_second_set_is_found_when_the_first_has_room(quiet: Harness) -> None:
+    entries = quiet.talker_memory()
+    kept = entries.copy()
+    number, tried = np.arange(len(entries)), 0
+    for source in random_sources(20, seed=4):
+        fill(quiet, number < 0)
+        first = place_of(quiet, source) // abi.WAYS
+        fill(quiet, number // abi.WAYS == first)
+        at = place_of(quiet, source)
+        if at // abi.WAYS != first:
+            tried += 1
+            entries[4 * first : 4 * first + 3] = 0
+            assert place_of(quiet, source) == at
+            assert entries["packets"][at, 0] == 2
+    assert tried > 5
+    entries[:] = kept
 
 
 def make_older(entries: np.ndarray, which: np.ndarray) -> None:
