@@ -39,7 +39,7 @@ class Flood:
         """Do something on a CPU, in the namespace."""
 
         def there() -> None:
-            with pinned(cpu):
+            with pinned(cpu, alone=False):
                 work()
 
         within(self._namespace, there)

@@ -511,7 +511,7 @@ _SLOT = 0
 
 def _main() -> None:
     cpu, packets = int(sys.argv[1]), int(sys.argv[2])
-    with pinned(cpu), shipped_datapath(Config()) as datapath:
+    with pinned(cpu, alone=False), shipped_datapath(Config()) as datapath:
         datapath.control.set_ephemeral(*_EPHEMERAL)
         datapath.control.set_ports(_PORT_FLAGS)
         judge = _Judge(datapath, seed=cpu + 1)

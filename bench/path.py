@@ -71,11 +71,12 @@ def shipped_datapath(config: Config, interface: int = LOOPBACK) -> Iterator[Data
 
 
 @contextmanager
-def pinned(cpu: int) -> Iterator[None]:
+def pinned(cpu: int, *, alone: bool = True) -> Iterator[None]:
     """Keep the calling thread on a CPU, and let hardly anybody else have it: what is measured is time that passes."""
     before, priority = os.sched_getaffinity(0), os.getpriority(os.PRIO_PROCESS, 0)
     os.sched_setaffinity(0, {cpu})
-    os.setpriority(os.PRIO_PROCESS, 0, _FIRST)
+    if alone:
+        os.setpriority(os.PRIO_PROCESS, 0, _FIRST)
     try:
         yield
     finally:

@@ -73,7 +73,7 @@ def _read(datapath: Datapath, vary: Vary, cpu: int) -> tuple[float, float, int]:
     stop = threading.Event()
 
     def traffic() -> None:
-        with pinned(cpu):
+        with pinned(cpu, alone=False):
             while not stop.is_set():
                 vary.run(1 << 12)
 
