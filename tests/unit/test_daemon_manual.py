@@ -46,7 +46,7 @@ def test_the_fields_of_a_packet_are_those_of_the_daemon() -> None:
 def test_the_fields_of_a_summary_are_those_of_the_daemon() -> None:
     text = section("JOURNAL MESSAGES").partition("counted in SUMMARY, as")[2].partition("fields of samples are")[0]
     named = set(re.findall(r"^(?:XDPMOND_)?([A-Z]{4,}[A-Z_]*)\b", text, re.MULTILINE)) - {"WARNING"}
-    assert named == {"HELD_BACK", *(name.upper() for name in Pressure((1,), 4, 0, 0).fields(None))}
+    assert named == {"HELD_BACK", "UNWRITTEN", *(name.upper() for name in Pressure((1,), 4, 0, 0).fields(None))}
 
 
 def test_it_formats_without_complaint() -> None:
