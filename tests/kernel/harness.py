@@ -58,7 +58,7 @@ def small_build(**changes: object) -> loader.Build:
     return loader.Build(cpus=libbpf.possible_cpus(), frags=libbpf.has_frags(), **settings)  # type: ignore[arg-type]
 
 
-POLICY_SIZE = PolicySize(2048, 512, 1024)
+POLICY_SIZE = PolicySize(2048, 512, 2048)
 
 
 class Harness:
@@ -103,7 +103,8 @@ class Harness:
         wanted = {Prefix.parse(text): Verdict(verdict) for verdict, texts in lists.items() for text in texts}
         self.apply(wanted, self.prefixes.keys() - wanted.keys())
 
-    def apply(self, set_: Mapping[Prefix, Verdict], delete: Iterable[Prefix] = (), default: Verdict | None = None, *, whole: bool = False) -> None:
+    def apply(self, set_: Mapping[Prefix, Verdict], delete: Iterable[Prefix] = (), default: Verdict | None = None, *,
+              whole: bool = False) -> None:  # fmt: skip
         """Change the policy: point by point if it can be so, or `whole`."""
         gone = set(delete)
         prefixes = {prefix: verdict for prefix, verdict in self.prefixes.items() if prefix not in gone} | dict(set_)

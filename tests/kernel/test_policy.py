@@ -1,5 +1,5 @@
-"""The structure of the policy against Python's ipaddress: random policies and random changes to them, large ones, ones that do not fit, and a
-switch under fire."""
+"""The structure of the policy against Python's ipaddress: random policies and random changes to them, large ones, ones that do not
+fit, and a switch under fire."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ def check_lookups(datapath: Harness, policy: dict[Prefix, Verdict], addresses: S
         datapath.control.set_policy_copy(copy)
         before = datapath.totals_by_outcome()
         for address, verdict in zip(addresses, wanted, strict=True):
-            assert (datapath.send(quick_frame(address)) == libbpf.XDP_DROP) == (verdict is Verdict.DENY), f"{address}: {verdict}, copy {copy}"
+            dropped = datapath.send(quick_frame(address)) == libbpf.XDP_DROP
+            assert dropped == (verdict is Verdict.DENY), f"{address}: {verdict}, copy {copy}"
         after = datapath.totals_by_outcome()
         # What passes is either allowed or by the default.
         for verdict, outcome in OUTCOMES.items():
@@ -144,7 +145,7 @@ def test_changes_point_by_point(enforcing: Harness, data: st.DataObject, seed: i
 @SETTINGS
 @given(policy=st.dictionaries(networks(), VERDICTS, min_size=1, max_size=30), data=st.data())
 def test_what_was_changed_is_as_if_built_anew(policy: dict[Prefix, Verdict], data: st.DataObject) -> None:
-    """Prefix by prefix, there and back: the same codes, references and nodes as from the beginning, wherever they lie; and nothing is left."""
+    """Prefix by prefix, there and back: the same codes, references and nodes as from the beginning, wherever they lie; nothing is left."""
     copy = scratch_copy(PolicySize(256, 64, 256))
     copy.write(verdicts.build(PlainPolicy(policy)))
     order = data.draw(st.permutations(sorted(policy)))

@@ -99,7 +99,8 @@ def test_no_compiler_is_needed_for_what_was_kept(start: Callable[..., Datapath],
 def test_a_program_on_other_maps_is_not_taken_for_ours(start: Callable[..., Datapath], store: Store) -> None:
     """As when the daemon died while it moved the policy."""
     before = start()
-    other = loader.load(before.build, {name: fd for name, fd in before.loaded.maps.items() if name not in POLICY_MAPS}, code=before.loaded.code)
+    shared = {name: fd for name, fd in before.loaded.maps.items() if name not in POLICY_MAPS}
+    other = loader.load(before.build, shared, code=before.loaded.code)
     for name, fd in other.programs.items():
         store.keep(f"prog-{name}", fd)
     after = start(again=True)

@@ -68,7 +68,7 @@ def fill(datapath: Harness, which: np.ndarray) -> None:
 
 
 def test_a_choice_of_two_sets_and_the_oldest_of_both_goes(apart: Harness) -> None:
-    """A free entry of the first set, then of the second; then the one of eight that was silent longest, with its counts going to the evicted."""
+    """A free entry of the first set, then of the second; then the one of eight that was silent longest, its counts to the evicted."""
     entries = apart.talker_memory()
     number = np.arange(len(entries))
     pairs = set()

@@ -104,8 +104,8 @@ class Datapath:
 
     @classmethod
     def open(cls, config: Config, kept: Kept, store: Store) -> Datapath:
-        """Go on with what was kept if it is the same program; else load a new one, onto the maps whose layout is unchanged, which is then put
-        in the place of the old one by updating its links. The kept policy holds until `apply_policy` is called."""
+        """Go on with what was kept if it is the same program; else load a new one, onto the maps whose layout is unchanged, which is then
+        put in the place of the old one by updating its links. The kept policy holds until `apply_policy` is called."""
         if os.uname().machine != "x86_64":
             # kernel/talkers.py reads what another CPU writes, and counts on seeing its stores in their order.
             raise KernelError(f"xdpmond runs on x86-64 so far; this machine is {os.uname().machine}")
@@ -230,8 +230,8 @@ class Datapath:
             self._move_policy(needed, default)
 
     def _move_policy(self, needed: PolicyTooLarge, default: Verdict) -> None:
-        """Into maps of another size: fill them, load the program onto them, and put it in the place of the one that runs, which for a packet is
-        one step. If something fails, all is as it was."""
+        """Into maps of another size: fill them, load the program onto them, and put it in the place of the one that runs, which for a
+        packet is one step. If something fails, all is as it was."""
         maps: dict[str, int] = {}
         try:
             for name, table in policy_tables(needed.size).items():
@@ -249,7 +249,7 @@ class Datapath:
         old += [(f"prog-{name}", fd) for name, fd in self.loaded.programs.items()]
         self.loaded.maps.update(maps)
         self.loaded.programs = programs
-        for name, fd in old:
+        for name, _ in old:
             self._store.forget(name)
         for name in POLICY_MAPS:
             self._store.keep(f"map-{name}", maps[name])

@@ -1,4 +1,4 @@
-"""Get the packet path into the kernel: its instructions from the compiler child, or kept from before; maps made here; programs on these maps.
+"""Get the packet path into the kernel: its instructions from the compiler child, or kept from before; maps made here; the program on them.
 
 `Build` is what the configuration asks for. `Code` is the program text: its `identity` (a hash of the sources and of the definitions) tells
 whether one that was kept is that of these sources. It knows no sizes, so that one text serves tables of any size.
@@ -149,8 +149,8 @@ class Loaded:
 
 
 def load(build: Build, kept: Mapping[str, int] | None = None, policy: PolicySize = SMALLEST_POLICY, code: Code | None = None) -> Loaded:
-    """Maps in `kept` whose definition is unchanged go on in use, those of the policy together and whatever their size; the others are made, and
-    the program is loaded onto them. Compiles, which takes a second, unless `code` is of these sources: call it in a thread.
+    """Maps in `kept` whose definition is unchanged go on in use, those of the policy together and whatever their size; the others are made,
+    and the program is loaded onto them. Compiles, which takes a second, unless `code` is of these sources: call it in a thread.
 
     Raises KernelError with what clang or the verifier said.
     """
@@ -213,7 +213,8 @@ def compile_code(build: Build, directory: Path) -> Code:
         # clang knows of the policy's struct alone, without the array at its end.
         expected = abi.POLICY.itemsize if name == "policy" else table.value_size
         if (type_, key_size, value_size, flags) != (table.type, table.key_size, expected, table.flags):
-            raise KernelError(f"the map {name} is {answer['maps'][name]} in the sources, and {tuple(table)} here", hint="a mixed installation?")
+            said = f"the map {name} is {answer['maps'][name]} in the sources, and {tuple(table)} here"
+            raise KernelError(said, hint="is the package whole?")
     programs = answer["programs"]
     return Code(
         build.identity(directory), build.frags, _cut(rest, {name: program["size"] for name, program in programs.items()}),

@@ -1,7 +1,8 @@
 """From the ring buffer to whoever wants events: taken in bulk on the event loop, and handed on in bulk.
 
 A turn takes what has gathered, up to a bound: there is no work here for an event by itself. Then the pump pauses, so that the next turn
-is worth its while, and so that a flood, of which the ring then loses and counts the greater part, leaves the loop to others.
+is worth its while, and so that no more is taken than can be written: what is lost in the ring is counted by the packet path and costs the
+daemon nothing, where an event that is taken in vain takes the time in which another one is written.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ _BULK = 16384
 _PAUSE = 0.02
 _SHORT_PAUSE = 0.002
 """Seconds between turns; the short one where the ring was found more than half full."""
+_MOST = 500_000
+"""Events a second."""
 
 _FAMILIES = np.array(FAMILY_FROM_ABI, "u1")
 
@@ -56,7 +59,7 @@ class EventPump:
                 loop.remove_reader(ring.fileno())
                 readable.clear()
                 taken = self.turn(ring)
-                await asyncio.sleep(_SHORT_PAUSE if taken > ring.capacity // 2 or taken == _BULK else _PAUSE)
+                await asyncio.sleep(max(_SHORT_PAUSE if taken > ring.capacity // 2 else _PAUSE, taken / _MOST))
         finally:
             loop.remove_reader(ring.fileno())
 

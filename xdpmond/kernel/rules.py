@@ -1,8 +1,8 @@
 """The policy in the kernel: two copies, and a number that says which one packets look into.
 
-A change is made to the copy at rest, the number is switched, and when no packet is left in the other copy it follows. So a packet sees the old
-policy or the new one, whatever the size of the change. Whoever made the change need not wait for that: it happens in a thread of its own, and
-the next change waits for it.
+A change is made to the copy at rest, the number is switched, and when no packet is left in the other copy it follows. So a packet sees
+the old policy or the new one, whatever the size of the change. Whoever made the change need not wait for that: it happens in a thread of
+its own, and the next change waits for it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from .maps import VERDICT_FROM_ABI, VERDICT_TO_ABI, Control, map_memory
 from .tables import POLICY_BYTES, POLICY_MAPS, PolicySize
 from .verdicts import Built, Copy, DoesNotFit, NeedsWhole, Verdicts, build
 
+_ALWAYS_POINTS = 8
 _PREFIXES_WORTH_A_POINT = 400
 """To build everything takes as long as a change of one prefix for so many that there are."""
 
@@ -40,13 +41,15 @@ class PolicyTable:
         self._control = control
         self._grace = grace
         seed = [int(word) for word in control.block["seed"]]
-        memory = {name: map_memory(maps[name], 2 * each, write=True) for name, each in zip(POLICY_MAPS, _bytes(sizes), strict=True)}
+        each = dict(zip(POLICY_MAPS, _bytes(sizes), strict=True))
+        memory = {name: map_memory(maps[name], 2 * size, write=True) for name, size in each.items()}
         kind = np.dtype([("head", abi.POLICY), ("ipv4", "u4", abi.TOPS), ("ipv6", "u4", abi.TOPS)])
         policies = np.frombuffer(memory["policy"], kind, 2)
         lines = np.frombuffer(memory["lines"], "u8", 2 * sizes.lines * 8).reshape(2, sizes.lines, 8)
         buckets4 = np.frombuffer(memory["buckets4"], "u8", 2 * sizes.buckets4 * 8).reshape(2, sizes.buckets4, 8)
         buckets6 = np.frombuffer(memory["buckets6"], "u8", 2 * sizes.buckets6 * 16).reshape(2, sizes.buckets6, 16)
-        self._copies = [Copy(policies["head"][at], policies["ipv4"][at], policies["ipv6"][at], lines[at], buckets4[at], buckets6[at], seed) for at in (0, 1)]
+        parts = zip(policies["head"], policies["ipv4"], policies["ipv6"], lines, buckets4, buckets6, strict=True)
+        self._copies = [Copy(head, ipv4, ipv6, of_lines, of4, of6, seed) for head, ipv4, ipv6, of_lines, of4, of6 in parts]
         for at, head in enumerate(policies["head"]):
             head["first_line"], head["first4"], head["first6"] = at * sizes.lines, at * sizes.buckets4, at * sizes.buckets6
             head["mask4"], head["mask6"] = sizes.buckets4 - 1, sizes.buckets6 - 1
@@ -84,7 +87,7 @@ class PolicyTable:
         """
         self.settle()
         resting = 1 - self._control.policy_copy
-        points = touched is not None and self._equal and len(touched) * _PREFIXES_WORTH_A_POINT < 8 * _PREFIXES_WORTH_A_POINT + self._prefixes
+        points = touched is not None and self._equal and len(touched) < _ALWAYS_POINTS + self._prefixes // _PREFIXES_WORTH_A_POINT
         self._equal = False
         if points:
             assert touched is not None

@@ -1,8 +1,8 @@
 """The structure in which the packet path looks up a verdict: built as a whole from a policy, or changed at a few prefixes.
 
 bpf/policy.h reads it, and bpf/abi.h gives its layout. All levels hold codes (abi.CODE_*) of 256 neighbours, and a code says what is the
-verdict if no deeper level says otherwise. So a change of a prefix touches the level that it belongs to, and of the deeper ones only the code
-that they have for what is not theirs, "outside".
+verdict if no deeper level says otherwise. So a change of a prefix touches the level that it belongs to, and of the deeper ones only the
+code that they have for what is not theirs, "outside".
 
 `Built` is free of addresses in memory. A `Copy` is one of the two places of the policy's maps.
 """
@@ -162,7 +162,8 @@ def _build4(segments: _Segments, lines: list[np.ndarray]) -> tuple[np.ndarray, n
     for length, addresses, codes in longer:
         if length <= 24:
             _fill(flat, place(addresses), 24 - length, codes)
-    keys, starts, order = _grouped([(length, addresses >> 8, addresses & 0xFF, codes) for length, addresses, codes in longer if length > 24])
+    deepest = [(length, addresses >> 8, addresses & 0xFF, codes) for length, addresses, codes in longer if length > 24]
+    keys, starts, order = _grouped(deepest)
     outside = flat[place(keys << 8)]
     refs = _references(outside, starts, order, 32, lines) | keys.astype("u8") << np.uint64(_KEY_SHIFT)
     flat[place(keys << 8)] = abi.CODE_DEEPER
@@ -310,12 +311,12 @@ def _build6(segments: _Segments, lines: list[np.ndarray]) -> tuple[np.ndarray, n
         refs[own_keys] = _references(outside[own_keys], starts, members, 8 * depth + 8, lines)
         made[depth] = (keys, words, refs)
     nodes = np.zeros(sum(len(keys) for keys, _, _ in made.values()), abi.NODE)
-    at = 0
+    begin = 0
     for depth, (_, words, refs) in made.items():
-        part = nodes[at : at + len(words)]
+        part = nodes[begin : begin + len(words)]
         part["high"], part["low"] = words[:, 0], words[:, 1]
         part["ref"] = refs | np.uint64(depth << _KEY_SHIFT)
-        at += len(words)
+        begin += len(words)
     return top, nodes, depths
 
 
@@ -465,8 +466,8 @@ class Copy:
         number = int.from_bytes(prefix.address, "big")
         if prefix.length <= 16:
             codes = self._top_codes(policy, prefix)
-            at = slice(number >> 16, (number >> 16) + len(codes))
-            self.ipv4[at] = self.ipv4[at] & np.uint32(0xFFFFFFFC) | codes
+            tops = slice(number >> 16, (number >> 16) + len(codes))
+            self.ipv4[tops] = self.ipv4[tops] & np.uint32(0xFFFFFFFC) | codes
             return
         top = number >> 16
         index = int(self.ipv4[top]) >> 2
@@ -554,8 +555,8 @@ class Copy:
         top = number >> 112
         if prefix.length <= 16:
             codes = self._top_codes(policy, prefix)
-            at = slice(top, top + len(codes))
-            self.ipv6[at] = self.ipv6[at] & abi.TOP_DEEPER | codes
+            tops = slice(top, top + len(codes))
+            self.ipv6[tops] = self.ipv6[tops] & abi.TOP_DEEPER | codes
             return
         depth = (prefix.length - 1) // 8
         nodes = {(number >> 128 - 8 * on << 128 - 8 * on, on) for on in self._paths[depth]}
