@@ -78,6 +78,8 @@ class OperatorStore:
         self._descriptor = -1
         self._size = 0
         self._records = 0
+        self._whole = 0
+        """Its size when it was written anew."""
         self._appended: list[bytes] | None = None
         """Records since a compaction began."""
 
@@ -126,7 +128,7 @@ class OperatorStore:
 
     def _replay(self, content: bytes) -> State:
         replay = _Replay()
-        end, number, problem = len(_BEGINNING), 0, ""
+        end, number, whole, problem = len(_BEGINNING), 0, 0, ""
         if not content.startswith(_BEGINNING):
             problem = f"it begins with {content[:40]!r}"
         while not problem and end < len(content):
@@ -140,6 +142,7 @@ class OperatorStore:
                 break
             end += _HEAD.size + len(record)
             number += 1
+            whole = whole or end
         state = replay.state()
         if problem:
             aside = self._move_aside(self.path)
@@ -151,7 +154,7 @@ class OperatorStore:
             raise StateError(f"{self.path} ends within a change that was never finished: {len(content) - end} bytes are dropped")
         with contextlib.suppress(OSError):  # a file that may only be read: the next save says so
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
-            self._size, self._records, self._kept = end, number, state
+            self._size, self._whole, self._records, self._kept = end, whole, number, state
         return state
 
     def _import(self, path: Path, content: bytes) -> State:
@@ -237,7 +240,7 @@ class OperatorStore:
             beside.unlink(missing_ok=True)
             raise
         self._close()
-        self._descriptor, self._size, self._records, self._kept = descriptor, size, 1, state
+        self._descriptor, self._size, self._whole, self._records, self._kept = descriptor, size, size, 1, state
         self._unread, self._appended = False, None
         try:
             _sync_directory(self.path.parent)
@@ -249,7 +252,11 @@ class OperatorStore:
     def overgrown(self) -> bool:
         """Is the log much longer than what it amounts to?"""
         kept = self._kept
-        return kept is not None and (self._records > _MOST_RECORDS or self._size > _SMALL + 3 * _least_size(kept.policy))
+        if kept is None:
+            return False
+        # The estimate may be too low: what was written anew just now is never too long.
+        too_long = self._size > 1.5 * self._whole and self._size > _SMALL + 3 * _least_size(kept.policy)
+        return too_long or self._records > _MOST_RECORDS
 
     def compact(self) -> None:
         """Write the log anew. Changes are saved meanwhile, and do not wait for it."""

@@ -309,3 +309,19 @@ def test_json_documents_are_json(world: World, start: Start) -> None:
             json.loads(world.lab.ctl(f"--json={form}", *command).stdout)
     for line in world.lab.ctl("--json=short", "events").stdout.splitlines():
         json.loads(line)
+
+
+def test_a_list_that_the_configuration_names(world: World, start: Start, tmp_path: Path) -> None:
+    listed = tmp_path / "blocked"
+    listed.write_text(f"# a feed\n{UNLISTED4.net}\n{UNLISTED6.net}\n" + "".join(f"100.64.{n >> 8}.{n & 255}\n" for n in range(5000)))
+    start(f'deny_files = ["{listed}"]\n{CONFIG}', "--enforce", "--state", str(tmp_path / "policy.log"))
+    assert world.drops(UNLISTED4, UNLISTED6)
+    assert world.passes(PERMITTED4)
+    assert world.entry(f"{UNLISTED4.net}/32")["source"] == f"{listed}:2"
+    assert f"stands in {listed}:3" in world.lab.ctl("remove", UNLISTED6.net, status=7).stderr
+    listed.write_text(f"{UNLISTED6.net}\n10.1\n")
+    assert f"{listed}:2: '10.1' is not an IP prefix" in world.lab.ctl("reload", status=6).stderr
+    assert world.drops(UNLISTED4)
+    listed.write_text(f"{UNLISTED6.net}\n")
+    assert world.lab.json("reload")["changed"] == 5001
+    assert world.passes(UNLISTED4) and world.drops(UNLISTED6)

@@ -374,6 +374,32 @@ def test_a_log_that_has_grown_is_written_anew(store, monkeypatch):
     assert os.listdir(store.path.parent) == ["policy.log"]
 
 
+def test_a_log_that_is_as_short_as_it_can_be_is_left_alone(store, monkeypatch):
+    """However low the estimate of that is: else each change would be followed by a compaction."""
+    monkeypatch.setattr(state_module, "_SMALL", 0)
+    policy = Policy(entry(f"192.0.2.{n}", created=float(n), reason="r" * 200) for n in range(60))
+    store.save(State(policy))
+    assert not store.overgrown
+    assert reopened(store) == seen(State(policy))
+    store.save(State(policy.with_changes([ENTRY])))
+    assert not store.overgrown
+    other = OperatorStore(store.path)
+    other.load()
+    assert not other.overgrown
+    other.close()
+
+
+def test_what_is_gone_makes_a_log_too_long(store):
+    many = State(Policy().with_bulk(bulk(200_000)))
+    store.save(many)
+    assert not store.overgrown
+    store.save(State())
+    assert store.overgrown
+    store.compact()
+    assert store.path.stat().st_size < 100
+    assert reopened(store) == NOTHING
+
+
 def test_many_records_are_written_anew_too(store, monkeypatch):
     monkeypatch.setattr(state_module, "_MOST_RECORDS", 50)
     grown(store, 60)
