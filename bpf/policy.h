@@ -116,6 +116,7 @@ static __always_inline u64 xm_node6(const struct xm_control *ctl, const struct x
 	u64 hash = (high ^ depth) * ctl->seed[0];
 	hash = (hash ^ hash >> 32 ^ low) * ctl->seed[1];
 	u32 bucket = hash >> 32;
+	bucket ^= bucket >> 16; /* the upper bits of `low` reach the upper bits alone */
 	u64 tag = (u64)depth << 1 | 1;
 #pragma unroll
 	for (int displaced = 0; displaced <= XM_DISPLACED; displaced++) {

@@ -93,7 +93,7 @@ static __always_inline void roll(struct xm_talker *t, u32 window)
 /* Begin to read where the talker most likely is. */
 static __always_inline void touch_talker(const struct xm_control *ctl, u64 hash)
 {
-	u32 index = bpf_get_smp_processor_id() * (ctl->talker_mask + 1) + ((u32)hash & ctl->talker_mask);
+	u32 index = bpf_get_smp_processor_id() * (ctl->talker_mask + 1) + ((u32)(hash ^ hash >> 48) & ctl->talker_mask);
 	struct xm_set *set = talkers.lookup(&index);
 	if (set)
 		xm_touch(set);
@@ -114,7 +114,7 @@ static __always_inline bool account_talker(const struct xm_control *ctl, const s
 	u32 victim_age = 0;
 #pragma unroll
 	for (int choice = 0; choice < 2; choice++) {
-		u32 index = slice + ((u32)(choice ? hash >> 32 : hash) & mask);
+		u32 index = slice + ((u32)(choice ? hash >> 42 : hash ^ hash >> 48) & mask);
 		struct xm_set *set = talkers.lookup(&index);
 		if (!set)
 			break;

@@ -95,7 +95,8 @@ class Harness:
         self.control.set_enforce(self.slot, False)
         self.control.set_events(0, 1_000_000)
         self.control.set_ports({})
-        self.apply({}, list(self.prefixes), Verdict.LOG)
+        # Whole, since another object may have written to the same maps.
+        self.apply({}, list(self.prefixes), Verdict.LOG, whole=True)
         self.drain()
 
     def policy(self, **lists: Iterable[str]) -> None:

@@ -35,6 +35,7 @@ def load() -> Iterator[Callable[..., Harness]]:
 
     yield start
     for harness in made:
+        harness.reset()  # others go on with its maps
         harness.close()
 
 

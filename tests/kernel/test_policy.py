@@ -294,6 +294,39 @@ def test_a_policy_that_does_not_fit(small: Callable[[PolicySize], PolicyTable], 
     larger.apply(PlainPolicy(few | crowd(random.Random(1), 2000)), None, Verdict.LOG)
 
 
+class Columns:
+    """Prefixes of IPv4 and IPv6 by the hundred thousand: what `verdicts.build` asks for."""
+
+    def __init__(self, segments: dict[Family, list[tuple[int, np.ndarray]]]):
+        self._segments = segments
+
+    def segments(self, family: Family) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        return [(length, addresses, np.full(len(addresses), 2, "u1")) for length, addresses in self._segments.get(family, [])]
+
+
+def test_a_list_fits_whatever_the_seed() -> None:
+    """A secret seed must not decide whether somebody's list is refused, nor addresses that are close together."""
+    numbers = np.random.default_rng(5)
+    scattered = np.unique(numbers.integers(0, 1 << 32, 70_000, dtype="u8")).astype("u4")
+    networks24 = np.unique(numbers.integers(0, 1 << 24, 20_000, dtype="u8")).astype("u4") << np.uint32(8)
+    near = np.arange(0x0A000000, 0x0A000000 + 256 * 40_000, 256, dtype="u4") + np.uint32(7)
+    high = np.full(50_000, 0x20010DB8_00000000, "u8")
+    in_one_64 = np.stack([high, np.arange(50_000, dtype="u8") << np.uint64(32)], axis=1)
+    hosts = np.stack([high, np.arange(50_000, dtype="u8") << np.uint64(8)], axis=1)
+    for segments in (
+        {Family.IPV4: [(24, networks24), (32, scattered)]},
+        {Family.IPV4: [(32, near)]},
+        {Family.IPV6: [(96, in_one_64)]},
+        {Family.IPV6: [(128, hosts)]},
+    ):
+        built = verdicts.build(Columns(segments))  # type: ignore[arg-type]
+        for number in range(8):
+            seed = [int(word) | 1 for word in np.random.default_rng(number).integers(0, 1 << 64, 4, dtype="u8")]
+            size = built.size(seed)
+            assert built.places4(size.buckets4, seed) is not None and built.places6(size.buckets6, seed) is not None
+            assert size.buckets4 <= max(len(built.refs4), 64) and size.buckets6 <= max(2 * len(built.nodes6), 64)
+
+
 def test_points_that_do_not_fit_are_built_anew(small: Callable[[PolicySize], PolicyTable]) -> None:
     """Lines that are used up, buckets that are full, a depth that nobody searched so far."""
     table = small(PolicySize(64, 16, 16))

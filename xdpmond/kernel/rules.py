@@ -40,7 +40,7 @@ class PolicyTable:
         self.size = sizes
         self._control = control
         self._grace = grace
-        seed = [int(word) for word in control.block["seed"]]
+        seed = self._seed = [int(word) for word in control.block["seed"]]
         each = dict(zip(POLICY_MAPS, _bytes(sizes), strict=True))
         memory = {name: map_memory(maps[name], 2 * size, write=True) for name, size in each.items()}
         kind = np.dtype([("head", abi.POLICY), ("ipv4", "u4", abi.TOPS), ("ipv6", "u4", abi.TOPS)])
@@ -113,7 +113,7 @@ class PolicyTable:
 
     def _write_all(self, copy: int, policy: Verdicts) -> None:
         built = build(policy)
-        wanted = built.size()
+        wanted = built.size(self._seed)
         # Four times too large is worth a move, too.
         wasteful = any(have > 4 * want and have > 65_536 for have, want in zip(self.size, wanted, strict=True))
         if wasteful:
@@ -121,10 +121,7 @@ class PolicyTable:
         try:
             self._copies[copy].write(built)
         except DoesNotFit:
-            grown = [max(have, want) for have, want in zip(self.size, wanted, strict=True)]
-            if tuple(grown) == tuple(self.size):
-                grown = [self.size.lines, 2 * self.size.buckets4, 2 * self.size.buckets6]
-            raise PolicyTooLarge(built, PolicySize(*grown)) from None
+            raise PolicyTooLarge(built, wanted) from None
         self._prefixes = built.prefixes
 
     # The other copy

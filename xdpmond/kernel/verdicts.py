@@ -9,7 +9,7 @@ code that they have for what is not theirs, "outside".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -51,6 +51,7 @@ _KEY_SHIFT = abi.REF_USED_SHIFT + 1
 _LINE_MASK = 0xFFFFFFFF
 _TOMBSTONE = _USED
 """A node without depth: nobody looks for it, and those behind it are found."""
+_MOST_BUCKETS = 1 << 25
 _MOST_NODES = 500
 """Of other prefixes that one change may touch before all is built anew."""
 
@@ -91,6 +92,8 @@ def _reference(outside: int, ranges: Sequence[tuple[int, int, int]]) -> int:
 
 # A policy as a whole
 
+_Places = tuple[np.ndarray, np.ndarray]
+
 
 @dataclass(slots=True)
 class Built:
@@ -109,15 +112,35 @@ class Built:
     prefixes: int
     """How many it was made from."""
 
-    def size(self) -> PolicySize:
-        """What it takes, with room to grow."""
+    _places: dict[tuple[object, ...], _Places | None] = field(default_factory=dict)
 
-        def buckets(number: int, each: int, least: int) -> int:
-            return max(least, 1 << (max(number, 1) // each).bit_length())
+    def size(self, seed: Sequence[int]) -> PolicySize:
+        """What it takes, with room to grow. How many buckets that is depends on the seed, too."""
+
+        def buckets(number: int, each: int, least: int, places: Callable[[int, Sequence[int]], _Places | None]) -> int:
+            wanted = max(least, 1 << (max(number, 1) // each).bit_length())
+            while places(wanted, seed) is None:
+                wanted *= 2
+                if wanted > _MOST_BUCKETS:
+                    raise DoesNotFit(f"the policy finds no room in {wanted // 2} buckets")
+            return wanted
 
         least = SMALLEST_POLICY
         lines = len(self.lines) + len(self.lines) // 4 + least.lines
-        return PolicySize(lines, buckets(len(self.refs4), 5, least.buckets4), buckets(len(self.nodes6), 2, least.buckets6))
+        buckets4 = buckets(len(self.refs4), 4, least.buckets4, self.places4)
+        return PolicySize(lines, buckets4, buckets(len(self.nodes6), 2, least.buckets6, self.places6))
+
+    def places4(self, buckets: int, seed: Sequence[int]) -> _Places | None:
+        """Bucket and place in it of each reference; None if so few buckets do not do."""
+        return self._remembered(("4", buckets, *seed[:2]), lambda: _find_places(_homes4(self.keys4, seed), buckets, abi.BUCKET4))
+
+    def places6(self, buckets: int, seed: Sequence[int]) -> _Places | None:
+        return self._remembered(("6", buckets, *seed[:2]), lambda: _find_places(_homes6(self.nodes6, seed), buckets, abi.BUCKET6))
+
+    def _remembered(self, question: tuple[object, ...], find: Callable[[], _Places | None]) -> _Places | None:
+        if question not in self._places:
+            self._places[question] = find()
+        return self._places[question]
 
 
 def build(policy: Verdicts) -> Built:
@@ -352,7 +375,8 @@ def home4(key: int, seed: Sequence[int]) -> int:
 
 def home6(high: int, low: int, depth: int, seed: Sequence[int]) -> int:
     mixed = (high ^ depth) * seed[0] & _M64
-    return ((mixed ^ mixed >> 32 ^ low) * seed[1] & _M64) >> 32
+    home = ((mixed ^ mixed >> 32 ^ low) * seed[1] & _M64) >> 32
+    return home ^ home >> 16
 
 
 def _homes4(keys: np.ndarray, seed: Sequence[int]) -> np.ndarray:
@@ -361,10 +385,11 @@ def _homes4(keys: np.ndarray, seed: Sequence[int]) -> np.ndarray:
 
 def _homes6(nodes: np.ndarray, seed: Sequence[int]) -> np.ndarray:
     mixed = (nodes["high"] ^ nodes["ref"] >> np.uint64(_KEY_SHIFT)) * np.uint64(seed[0])
-    return (mixed ^ mixed >> np.uint64(32) ^ nodes["low"]) * np.uint64(seed[1]) >> np.uint64(32)
+    home = (mixed ^ mixed >> np.uint64(32) ^ nodes["low"]) * np.uint64(seed[1]) >> np.uint64(32)
+    return home ^ home >> np.uint64(16)
 
 
-def _find_places(homes: np.ndarray, buckets: int, each: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _find_places(homes: np.ndarray, buckets: int, each: int) -> _Places | None:
     """A bucket and a place in it for everyone: in the home bucket, or where that is full in one of the next. None if that fails."""
     bucket, place = np.empty(len(homes), "i8"), np.empty(len(homes), "i8")
     taken = np.zeros(buckets, "i8")
@@ -416,8 +441,7 @@ class Copy:
         """Make it hold a policy. Raises DoesNotFit, and is then good for nothing before the next `write`."""
         if len(built.lines) > len(self.lines):
             raise DoesNotFit(f"the policy needs {len(built.lines)} lines, of which there are {len(self.lines)}")
-        places4 = _find_places(_homes4(built.keys4, self.seed), len(self.buckets4), abi.BUCKET4)
-        places6 = _find_places(_homes6(built.nodes6, self.seed), len(self.buckets6), abi.BUCKET6)
+        places4, places6 = built.places4(len(self.buckets4), self.seed), built.places6(len(self.buckets6), self.seed)
         if places4 is None or places6 is None:
             raise DoesNotFit("the policy's buckets are too few")
         self.lines[: len(built.lines)] = built.lines
