@@ -229,11 +229,11 @@ def quickly_expected(policy: dict[Prefix, Verdict], address: Address) -> Verdict
 def test_a_crowd(enforcing: Harness, seed: int) -> None:
     """Full buckets, and those beyond them; then most of them go again, point by point and at once."""
     source = random.Random(seed)
-    policy = crowd(source, 3000)
+    policy = crowd(source, min(3000, 15 * EXAMPLES))
     enforcing.apply(policy, list(enforcing.prefixes), whole=True)
 
     def check() -> None:
-        some = source.sample(sorted(policy), 300)
+        some = source.sample(sorted(policy), min(300, len(policy)))
         for address in [*neighbours(some, source), *STRANGERS]:
             verdict = quickly_expected(policy, address)
             assert (enforcing.send(quick_frame(address)) == libbpf.XDP_DROP) == (verdict is Verdict.DENY), f"{address}: {verdict}"
@@ -247,7 +247,7 @@ def test_a_crowd(enforcing: Harness, seed: int) -> None:
         enforcing.apply(more)
         policy |= more
     check()
-    enforcing.apply({}, source.sample(sorted(policy), 2000), whole=True)
+    enforcing.apply({}, source.sample(sorted(policy), len(policy) * 2 // 3), whole=True)
     policy = enforcing.prefixes
     check()
 

@@ -14,7 +14,8 @@ import pytest
 from xdpmond.config import Config, Tables
 from xdpmond.kernel.datapath import NOTHING_KEPT, Datapath
 from xdpmond.kernel.links import Link, LinkWatch
-from xdpmond.model import AttachMode, Count, Mode, Outcome, Prefix, ProtocolClass, Verdict
+from xdpmond.model import AttachMode, Count, Entry, Mode, Origin, Outcome, Prefix, ProtocolClass, Verdict
+from xdpmond.policy import Policy
 
 PEER = "peer"
 
@@ -72,10 +73,11 @@ class Watch:
     before: Counts = field(default_factory=dict)
 
     def deny(self, *prefixes: str) -> None:
-        self.datapath.apply_policy({Prefix.parse(text): Verdict.DENY for text in prefixes}, (), Verdict.LOG)
+        denied = Policy(Entry(Prefix.parse(text), Verdict.DENY, Origin.OPERATOR) for text in prefixes)
+        self.datapath.apply_policy(denied, None, Verdict.LOG)
 
     def undo_denials(self) -> None:
-        self.datapath.apply_policy({}, list(self.datapath.rules.current()), Verdict.LOG)
+        self.datapath.apply_policy(Policy(), None, Verdict.LOG)
 
     def count(self, outcome: Outcome, protocol: ProtocolClass = ProtocolClass.ICMP) -> Count:
         """Of one protocol, so that what a host sends unasked (neighbour discovery, group membership) does not disturb."""
@@ -134,4 +136,4 @@ def watch(datapath: Datapath) -> Iterator[Callable[[str, AttachMode], Watch]]:
     # Interfaces first: what cannot be undone may not keep the next test from its own.
     for name in datapath.attachments:
         datapath.release(name)
-    datapath.apply_policy({}, list(datapath.rules.current()), Verdict.LOG)
+    datapath.apply_policy(Policy(), None, Verdict.LOG)
