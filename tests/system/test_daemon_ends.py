@@ -16,7 +16,7 @@ BROKEN = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import xdpmond.app
-def fails(*_):
+def fails(*_, **__):
     raise RuntimeError("a fault of ours")
 xdpmond.app.Window = fails
 sys.exit(xdpmond.app.main(sys.argv[1:]))
