@@ -174,6 +174,22 @@ static __always_inline bool account_talker(const struct xm_control *ctl, const s
 static __always_inline void sample_event(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies, u64 hash,
 					 u64 now_ns, u32 size, u32 slot, u8 outcome, bool known)
 {
+	u32 zero = 0;
+	struct xm_budget *b = budget.lookup(&zero);
+	if (!b)
+		return;
+	u32 second = now_ns / 1000000000;
+	if (b->second != second) {
+		b->second = second;
+		b->spent = 0;
+		b->unknown = 0;
+	}
+	/* A flood of spoofed sources, each unknown, may not use up what a known source needs. With the budget spent, no cell is looked at: with
+	   many sources that is one more read out of the cache. */
+	if (b->spent >= ctl->event_budget || (!known && b->unknown + ctl->event_reserve >= ctl->event_budget)) {
+		tallies->events_over_budget += 1;
+		return;
+	}
 	/* The hash is that of the talker; its lower bits chose a set of the talker table. */
 	u64 tag = (hash + outcome * ctl->seed[2]) | 1;
 	u32 index = (tag >> 40) & (XM_SAMPLER_CELLS - 1);
@@ -185,21 +201,6 @@ static __always_inline void sample_event(const struct xm_control *ctl, const str
 	/* `last` may be of a coarse clock tick that another CPU saw before this one */
 	if (held == tag && (s64)(now_ns - last) < (s64)ctl->event_interval) {
 		__sync_fetch_and_add(&cell->suppressed, 1);
-		return;
-	}
-	u32 zero = 0;
-	struct xm_budget *b = budget.lookup(&zero);
-	if (!b)
-		return;
-	u32 second = now_ns / 1000000000;
-	if (b->second != second) {
-		b->second = second;
-		b->spent = 0;
-		b->unknown = 0;
-	}
-	/* A flood of spoofed sources, each unknown, may not use up what a known source needs. */
-	if (b->spent >= ctl->event_budget || (!known && b->unknown + ctl->event_reserve >= ctl->event_budget)) {
-		tallies->events_over_budget += 1;
 		return;
 	}
 	/* Of several CPUs that get here for one cell at once, one makes the event. */

@@ -209,10 +209,6 @@ def program_maps(fd: int) -> set[int]:
     return set(ids[: info.nr_map_ids])
 
 
-def map_id(fd: int) -> int:
-    return _info(fd, _MapInfo, "read a map's description").id
-
-
 def link_info(fd: int) -> tuple[int, int, int]:
     """(link id, program id, ifindex); ifindex 0 when the interface has gone."""
     info = _info(fd, _LinkInfo, "read a link's description")
@@ -257,14 +253,6 @@ def lookup(map_fd: int, key: np.ndarray, value: np.ndarray) -> bool:
 
 def update(map_fd: int, key: np.ndarray, value: np.ndarray) -> None:
     _check(_lib().bpf_map_update_elem(map_fd, _data(key), _data(value), c.c_uint64(0)), "write a map")
-
-
-def delete(map_fd: int, key: np.ndarray) -> bool:
-    result = _lib().bpf_map_delete_elem(map_fd, _data(key))
-    if result == -errno.ENOENT:
-        return False
-    _check(result, "delete from a map")
-    return True
 
 
 def update_batch(map_fd: int, keys: np.ndarray, values: np.ndarray) -> None:
