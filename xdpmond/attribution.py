@@ -10,7 +10,6 @@ so many". So are all rules when talkers were evicted or untracked in the window.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -167,22 +166,44 @@ def _moved(rows: np.ndarray, now: Matches, which: np.ndarray, before: Rules, par
     return moved
 
 
+_EMPTY = 0x243F6A8885A308D3
+_FACTORS = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F
+_M64 = (1 << 64) - 1
+
+
 def digest(policy: Rules) -> int:
-    """A number that tells the prefixes of one policy from those of another; never 0."""
-    hashed = hashlib.blake2b(digest_size=8)
+    """A number that tells the prefixes of one policy from those of another; never 0. The sum of a number for each prefix, so that a change
+    of few prefixes is a small one: see `share`."""
+    total = _EMPTY
     for family in (Family.IPV4, Family.IPV6):
         for length, addresses, _ in policy.segments(family):
-            if not len(addresses):
-                continue  # there were some once
-            hashed.update(bytes((family, length)) + np.ascontiguousarray(addresses).tobytes())
-    return int.from_bytes(hashed.digest(), "little") or 1
+            tag = np.uint64(family << 8 | length)
+            words = addresses.reshape(len(addresses), -1).astype("u8")
+            hashed = np.full(len(words), tag, "u8")
+            for column in range(words.shape[1]):
+                hashed = (hashed ^ words[:, column]) * np.uint64(_FACTORS[0])
+                hashed = (hashed ^ hashed >> np.uint64(32)) * np.uint64(_FACTORS[1])
+            total += int(hashed.sum(dtype="u8"))
+    return total & _M64 or 1
+
+
+def share(prefix: Prefix) -> int:
+    """What a prefix adds to the digest."""
+    hashed = prefix.family << 8 | prefix.length
+    width = min(len(prefix.address), 8)
+    for at in range(0, len(prefix.address), width):
+        hashed = (hashed ^ int.from_bytes(prefix.address[at : at + width], "big")) * _FACTORS[0] & _M64
+        hashed = (hashed ^ hashed >> 32) * _FACTORS[1] & _M64
+    return hashed
 
 
 class Store(Protocol):
     """Where the sums are kept: for so many rules as it has room for."""
 
     digest: int
-    """Of the policy that has held since the running window began; 0: it has changed, or is not known."""
+    """Of the policy that holds; 0: not known."""
+    changed: float
+    """When the policy changed last in the running window, by CLOCK_MONOTONIC; 0: it has not."""
     lost: int
     """Packets that had found no place in the talker table when the running window began."""
     fresh: bool
@@ -211,10 +232,11 @@ class RuleBook:
         self._clock = clock
         self._policy: Rules = Policy()
         self._begun = False
+        self._digest = 0
         self._changes: list[Change] = []
 
     def changing(self) -> None:
-        """The policy is about to change: a crash from now on leaves a window that met more than one."""
+        """The policy is about to change: after a crash from now on nobody knows which one holds."""
         if self._begun:
             self._store.digest = 0
 
@@ -222,23 +244,32 @@ class RuleBook:
         """The policy has changed in the kernel."""
         if not self._begun:
             self._begin(policy)
-        elif touched is not None:
+            return
+        now = self._clock()
+        if touched is not None:
             new = [prefix for prefix in touched if not self._policy.at(prefix)]
-            self._changes.append(Change(self._clock(), touched, new=new))
+            self._changes.append(Change(now, touched, new=new))
+            gone = [prefix for prefix in touched if self._policy.at(prefix) and not policy.at(prefix)]
+            come = [prefix for prefix in new if policy.at(prefix)]
+            self._digest = self._digest + sum(map(share, come)) - sum(map(share, gone)) & _M64 or 1
         else:
             remembered = sum(change.before is not None for change in self._changes) < _MOST_BULKS
-            self._changes.append(Change(self._clock(), before=self._policy if remembered else None))
+            self._changes.append(Change(now, before=self._policy if remembered else None))
+            self._digest = digest(policy)
         self._policy = policy
+        self._store.changed, self._store.digest = now, self._digest
 
     def _begin(self, policy: Rules) -> None:
         """The first policy of this process: perhaps that of the last one, whose window goes on."""
-        self._begun = True
-        known = digest(policy)
+        self._begun, self._policy, self._digest = True, policy, digest(policy)
+        store = self._store
         if self._first:
-            self._store.digest = known
-        elif self._store.digest != known:
-            self._store.digest = 0
-            self._changes.append(Change(self._clock()))
+            store.changed = 0.0
+        elif store.digest != self._digest:
+            store.changed = self._clock()
+        if store.changed:
+            self._changes.append(Change(store.changed))
+        store.digest = self._digest
 
     def settle(self, policy: Rules) -> None:
         """A policy of the same prefixes: that which others hold, so that there are not two in memory."""
@@ -269,8 +300,7 @@ class RuleBook:
         store.lost = lost_before
         # At a start after a crash, a closed window may wait to be read: what changes at the start concerns the running one as well.
         self._changes = [change for change in self._changes if change.at > began]
-        if store.digest == 0 and not self._changes:
-            store.digest = digest(self._policy)
+        store.changed = max((change.at for change in self._changes), default=0.0)
         store.end()
 
     def counts(self, running: np.ndarray, lost: int) -> RuleCounts:

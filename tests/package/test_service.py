@@ -53,7 +53,9 @@ def test_deny_in_enforce_mode_drops_real_packets(machine: Machine) -> None:
         assert machine.wire.ping(UNLISTED[family], count=3) == 3
         assert accepts(machine, UNLISTED[family], 22)
     assert machine.status()["totals"]["dropped"]["packets"] >= 2 * (3 + 10 + 1)
-    assert machine.entries()[f"{ATTACKER[4]}/32"]["packets"] >= 14
+    # The pings may be of a talker that was there before the entry was: then it has at least the other packets.
+    entry = machine.entries()[f"{ATTACKER[4]}/32"]
+    assert entry["packets"] >= (11 if entry["partial"] else 14)
     assert machine.entries()[f"{ATTACKER[4]}/32"]["reason"] == "a test"
 
 

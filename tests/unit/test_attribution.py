@@ -192,6 +192,25 @@ def test_a_restart_with_the_same_policy_is_not_seen(world):
     assert world.counts() == {"10.0.0.0/8": (8, False), "10.1.0.0/16": (0, False), "192.0.2.1/32": (0, False)}
 
 
+def test_a_restart_in_the_window_of_a_change_costs_no_count_of_what_came_after_it(world):
+    world.add("172.16.0.0/12")
+    later = just_now()
+    world.start()
+    world.start()
+    row = packet("172.16.0.1", later, 7)
+    assert world.counts(row)["172.16.0.0/12"][0] == 7
+    world.close(row)
+    world.close(packet("172.16.0.1", 1.0, 2))
+    assert world.counts()["172.16.0.0/12"][0] == 9
+
+
+def test_the_digest_follows_each_change(world):
+    for change in (lambda: world.add("172.16.0.0/12", "2001:db8::/32"), lambda: world.add("2001:db8::/32", "10.9.0.0/16"),
+                   lambda: world.remove("172.16.0.0/12"), lambda: world.apply(Policy([entry("10.0.0.0/9")]))):  # fmt: skip
+        change()
+        assert world.table.digest == digest(world.policy)
+
+
 def test_a_restart_with_another_policy_leaves_lower_bounds(world):
     world.close(packet("10.2.0.1", 1.0, 5))
     world.policy = Policy([*world.policy.entries(), entry("172.16.0.0/12")])

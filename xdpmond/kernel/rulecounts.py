@@ -1,8 +1,9 @@
 """What each rule was met by, in a map of the kernel that only the daemon reads and writes: so it outlives the daemon.
 
-Element 0 is no rule. Its `bytes` are the digest of the policy that has held since the running window began, 0 if that is not known; its
-`packets` those that had found no talker when that window began; and it is partial when the rules without an element may have been met. The
-ledger's `attributing` names the window whose counts are being added: if it is set at a start, they were not added whole.
+Element 0 is no rule. Its `bytes` are the digest of the policy that holds, 0 if that is not known, and the first 8 bytes of its address
+are the time of the policy's last change in the running window; its `packets` are those that had found no talker when that window began;
+and it is partial when the rules without an element may have been met. The ledger's `attributing` names the window whose counts are being
+added: if it is set at a start, they were not added whole.
 """
 
 from __future__ import annotations
@@ -40,6 +41,14 @@ class RuleCountTable:
     @digest.setter
     def digest(self, value: int) -> None:
         self._head["bytes"] = value
+
+    @property
+    def changed(self) -> float:
+        return float(self._head["address"][:8].view("f8")[0])
+
+    @changed.setter
+    def changed(self, value: float) -> None:
+        self._head["address"][:8].view("f8")[0] = value
 
     @property
     def lost(self) -> int:
