@@ -25,6 +25,7 @@
 #define XM_DISPLACED 3         /* what does not fit in its bucket is in one of so many after it */
 #define XM_REF_LINE (1ULL << 38)
 #define XM_REF_USED_SHIFT 39   /* a reference in use has this bit, and its key or depth above it */
+#define XM_REF_DEEPER (1ULL << 44) /* IPv6: there are deeper nodes under this one */
 #define XM_TOPS 65536
 #define XM_TOP_DEEPER 4        /* IPv6: longer prefixes lie under this /16 */
 

@@ -126,7 +126,7 @@ static __always_inline u64 xm_node6(const struct xm_control *ctl, const struct x
 			break;
 #pragma unroll
 		for (int i = 0; i < XM_BUCKET6; i++) {
-			if (b->node[i].high == high && b->node[i].low == low && b->node[i].ref >> XM_REF_USED_SHIFT == tag)
+			if (b->node[i].high == high && b->node[i].low == low && (b->node[i].ref >> XM_REF_USED_SHIFT & 31) == tag)
 				ref = b->node[i].ref;
 		}
 		/* A bucket is filled in order: what would not fit is in the next one. */
@@ -154,6 +154,8 @@ static __always_inline u32 xm_verdict6(const struct xm_control *ctl, const struc
 		if (ref) {
 			best = ref;
 			best_depth = step.depth;
+			if (!(ref & XM_REF_DEEPER))
+				break;
 		}
 		at = ref ? step.deeper : step.shallower;
 	}

@@ -324,6 +324,7 @@ def _build6(segments: _Segments, lines: list[np.ndarray]) -> tuple[np.ndarray, n
             at = np.minimum(np.searchsorted(their_keys, _sortable(_leading(mine, above))), len(their_keys) - 1)
             met = their_keys[at] == _sortable(_leading(mine, above))
             outside[open_[met]] = _codes_at(their_refs[at[met]], _byte(mine[met], above), lines)
+            their_refs[at[met]] |= np.uint64(abi.REF_DEEPER)  # and so up: each node tells the nearest one above it
             open_ = open_[~met]
         own = [(length, words, codes) for length, words, codes in longer if (length - 1) // 8 == depth]
         refs = outside.astype("u8") | np.uint64(_USED)
@@ -384,7 +385,7 @@ def _homes4(keys: np.ndarray, seed: Sequence[int]) -> np.ndarray:
 
 
 def _homes6(nodes: np.ndarray, seed: Sequence[int]) -> np.ndarray:
-    mixed = (nodes["high"] ^ nodes["ref"] >> np.uint64(_KEY_SHIFT)) * np.uint64(seed[0])
+    mixed = (nodes["high"] ^ nodes["ref"] >> np.uint64(_KEY_SHIFT) & np.uint64(15)) * np.uint64(seed[0])
     home = (mixed ^ mixed >> np.uint64(32) ^ nodes["low"]) * np.uint64(seed[1]) >> np.uint64(32)
     return home ^ home >> np.uint64(16)
 
@@ -583,7 +584,8 @@ class Copy:
             self.ipv6[tops] = self.ipv6[tops] & abi.TOP_DEEPER | codes
             return
         depth = (prefix.length - 1) // 8
-        nodes = {(number >> 128 - 8 * on << 128 - 8 * on, on) for on in self._paths[depth]}
+        # Its own node, those on the way to it, and those above it that are to say whether there are deeper ones.
+        nodes = {(number >> 128 - 8 * on << 128 - 8 * on, on) for on in self._paths if on <= depth}
         # Those below it, whose code for what is not theirs may be another one now.
         below = policy.inside(prefix, 8 * depth + 9, 128)
         if len(below) > _MOST_NODES:
@@ -610,6 +612,8 @@ class Copy:
             return
         outside = _CODE[policy.covering(Family.IPV6, node.address, 17, 8 * depth)]
         ref = self._make_reference(policy.inside(node, 8 * depth + 1, 8 * depth + 8), depth, outside) | depth << _KEY_SHIFT
+        if policy.any_inside(node, 8 * depth + 9, 128):
+            ref |= abi.REF_DEEPER
         self.buckets6[bucket, 3 * place : 3 * place + 3] = (high, low, ref)
 
     def _find6(self, high: int, low: int, depth: int) -> tuple[int, int, int]:
@@ -621,7 +625,7 @@ class Copy:
             words = self.buckets6[bucket].tolist()
             for place in range(abi.BUCKET6):
                 ref = words[3 * place + 2]
-                if ref >> abi.REF_USED_SHIFT == depth << 1 | 1 and words[3 * place] == high and words[3 * place + 1] == low:
+                if ref >> abi.REF_USED_SHIFT & 31 == depth << 1 | 1 and words[3 * place] == high and words[3 * place + 1] == low:
                     return bucket, place, ref
                 if ref in (0, _TOMBSTONE) and free is None:
                     free = bucket, place, 0
