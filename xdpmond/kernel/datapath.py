@@ -112,10 +112,10 @@ class Datapath:
         build = loader.Build.of(config)
         usable = dict(kept.maps) if _same_abi(kept.maps) else {}
         code = loader.Code.kept(kept.code) if kept.code is not None else None
-        loaded = loader.load(build, {name: fd for name, fd in usable.items() if name in build.maps}, code=code)
-        if loaded.reused == set(build.maps) and _same_programs(kept.programs, loaded):
-            loader.close(loaded.programs.values())
-            loaded.programs = dict(kept.programs)
+        ledger = _ledger(usable)
+        same = code is not None and ledger is not None and int(ledger["build"]) == code.identity
+        maps = {name: fd for name, fd in usable.items() if name in build.maps}
+        loaded = loader.load(build, maps, code=code, programs=kept.programs if same else None)
         fresh = "control" not in loaded.reused
         retired = None if fresh or "talkers" in loaded.reused else _Retired.of(usable)
         datapath = cls(config, loaded, build, store, fresh=fresh, took_over=not fresh)
@@ -361,13 +361,6 @@ def _ledger(maps: Mapping[str, int]) -> np.ndarray | None:
 def _same_abi(maps: Mapping[str, int]) -> bool:
     ledger = _ledger(maps)
     return ledger is not None and int(ledger["abi_version"]) == abi.ABI_VERSION
-
-
-def _same_programs(kept: Mapping[str, int], loaded: loader.Loaded) -> bool:
-    """Are the kept programs what was just loaded, on the same maps?"""
-    if set(kept) != set(loaded.programs) or int(_ledger(loaded.maps)["build"]) != loaded.code.identity:  # type: ignore[index]
-        return False
-    return all(libbpf.program_maps(kept[name]) == libbpf.program_maps(fd) for name, fd in loaded.programs.items())
 
 
 def _keep_code(store: Store, code: loader.Code) -> None:

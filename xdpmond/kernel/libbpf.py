@@ -209,6 +209,10 @@ def program_maps(fd: int) -> set[int]:
     return set(ids[: info.nr_map_ids])
 
 
+def map_id(fd: int) -> int:
+    return _info(fd, _MapInfo, "read a map's description").id
+
+
 def link_info(fd: int) -> tuple[int, int, int]:
     """(link id, program id, ifindex); ifindex 0 when the interface has gone."""
     info = _info(fd, _LinkInfo, "read a link's description")

@@ -105,6 +105,12 @@ class Code:
             raise
         return loaded
 
+    def is_loaded(self, programs: Mapping[str, int], maps: Mapping[str, int]) -> bool:
+        """Are these programs, made of this text, on these maps? The text is taken on trust."""
+        return set(programs) == set(self.programs) and all(
+            libbpf.program_maps(fd) == {libbpf.map_id(maps[of]) for _, of in self.loads[name]} for name, fd in programs.items()
+        )
+
     def keep(self) -> int:
         """Write it to a file in memory, for the descriptor store."""
         fd = os.memfd_create("xdpmond-code")
@@ -148,17 +154,21 @@ class Loaded:
         close({*self.programs.values(), *self.maps.values()})
 
 
-def load(build: Build, kept: Mapping[str, int] | None = None, policy: PolicySize = SMALLEST_POLICY, code: Code | None = None) -> Loaded:
+def load(build: Build, kept: Mapping[str, int] | None = None, policy: PolicySize = SMALLEST_POLICY, code: Code | None = None,
+         programs: Mapping[str, int] | None = None) -> Loaded:  # fmt: skip
     """Maps in `kept` whose definition is unchanged go on in use, those of the policy together and whatever their size; the others are made,
-    and the program is loaded onto them. Compiles, which takes a second, unless `code` is of these sources: call it in a thread.
+    and the program is loaded onto them, unless `programs`, which were made of `code`, are on these maps already. Compiles, which takes a
+    second, unless `code` is of these sources: call it in a thread.
 
     Raises KernelError with what clang or the verifier said.
     """
     directory = source_directory()
     if code is None or code.identity != build.identity(directory):
-        code = compile_code(build, directory)
+        code, programs = compile_code(build, directory), None
     maps, reused = _maps(build, kept or {}, policy)
     try:
+        if programs is not None and reused == set(build.maps) and code.is_loaded(programs, maps):
+            return Loaded(code, dict(programs), maps, reused)
         return Loaded(code, code.load(maps), maps, reused)
     except BaseException:
         close(fd for name, fd in maps.items() if name not in reused)
