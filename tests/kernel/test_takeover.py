@@ -208,6 +208,48 @@ def test_a_window_that_was_not_read_before_a_crash_is_read_once(start: Callable[
     assert after.control.tracked == Count(5, 5 * len(FRAME))
 
 
+def test_a_move_when_an_interface_has_gone_or_a_link_refuses(
+    start: Callable[..., Datapath], namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy goes on for the others; or, if one of them does not take the new program, is the old one on all of them."""
+
+    def steps() -> None:
+        for letter in "acd":
+            ip("link", "add", f"xm-kern-{letter}", "type", "veth", "peer", "name", f"xm-kern-{letter}2")
+        watch = LinkWatch()
+        found = watch.links()
+        watch.close()
+        datapath = start()
+        attached = [datapath.attach(found[f"xm-kern-{letter}"], Mode.ENFORCE, AttachMode.AUTO) for letter in "acd"]
+        ip("link", "del", "xm-kern-a")
+
+        def running() -> list[int]:
+            return [libbpf.link_info(attachment.link)[1] for attachment in attached[1:]]
+
+        def ours() -> list[int]:
+            return [libbpf.program_id(datapath.loaded.programs["xdpmond"])] * 2
+
+        real, calls, opened = libbpf.update_link, [], descriptors()
+
+        def failing(link: int, program: int) -> None:
+            calls.append(link)
+            if len(calls) == 2:
+                raise libbpf.kernel_error(errno.EBUSY, "no")
+            real(link, program)
+
+        before = ours()
+        with monkeypatch.context() as context:
+            context.setattr(libbpf, "update_link", failing)
+            with pytest.raises(KernelError):
+                datapath.apply_policy(PlainPolicy(MANY), None, Verdict.DENY)
+        assert running() == ours() == before
+        assert descriptors() == opened
+        datapath.apply_policy(PlainPolicy(MANY), None, Verdict.DENY)
+        assert running() == ours() != before
+
+    namespace.call(steps)
+
+
 def test_without_events_the_program_has_no_ring(start: Callable[..., Datapath]) -> None:
     datapath = start(dataclasses.replace(SMALL, events=Events(enable=False)))
     assert datapath.ring is None

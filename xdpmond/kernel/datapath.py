@@ -233,17 +233,20 @@ class Datapath:
         """Into maps of another size: fill them, load the program onto them, and put it in the place of the one that runs, which for a
         packet is one step. If something fails, all is as it was."""
         maps: dict[str, int] = {}
+        programs: dict[str, int] = {}
+        rules = None
         try:
             for name, table in policy_tables(needed.size).items():
                 maps[name] = make(name, table)
             rules = PolicyTable.new(maps, needed.size, self.control, wait_for_packets_under_way)
             rules.begin(needed.built, default)
             programs = self.loaded.code.load(self.loaded.maps | maps)
+            self._exchange(programs)
         except BaseException:
-            loader.close(maps.values())
+            if rules:
+                rules.close()
+            loader.close([*maps.values(), *programs.values()])
             raise
-        for attachment in self._attached.values():
-            libbpf.update_link(attachment.link, programs[_PROGRAM_OF_LAYER[attachment.layer]])
         old_rules, self.rules = self.rules, rules
         old = [(f"map-{name}", self.loaded.maps[name]) for name in maps]
         old += [(f"prog-{name}", fd) for name, fd in self.loaded.programs.items()]
@@ -257,6 +260,20 @@ class Datapath:
             self._store.keep(f"prog-{name}", fd)
         old_rules.close()
         loader.close(fd for _, fd in old)
+
+    def _exchange(self, programs: Mapping[str, int]) -> None:
+        """Put these programs on all links, or on none. A link whose interface has gone takes none, and will be let go."""
+        done: list[Attachment] = []
+        try:
+            for attachment in self._attached.values():
+                if self.is_attached(attachment.name):
+                    libbpf.update_link(attachment.link, programs[_PROGRAM_OF_LAYER[attachment.layer]])
+                    done.append(attachment)
+        except KernelError:
+            for attachment in done:
+                with contextlib.suppress(KernelError):
+                    libbpf.update_link(attachment.link, self.loaded.programs[_PROGRAM_OF_LAYER[attachment.layer]])
+            raise
 
     # Numbers
 
