@@ -72,7 +72,10 @@ def test_spans(seconds: float, text: str) -> None:
     assert span(seconds) == text
 
 
-@pytest.mark.parametrize(("part", "text"), [(0, "0 %"), (1, "1 %"), (500, "50 %"), (99999, "99 %"), (100000, "100 %")])
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [(0, "0 %"), (1, "< 1 %"), (499, "< 1 %"), (501, "1 %"), (500, "50 %"), (99400, "99 %"), (99999, "> 99 %"), (100000, "100 %")],
+)
 def test_a_share_does_not_lie_at_its_ends(part: int, text: str) -> None:
     assert percent(part, 1000 if part == 500 else 100000) == text
     assert percent(1, 0) == "0 %"

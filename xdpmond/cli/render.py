@@ -96,7 +96,8 @@ def percent(part: float, whole: float) -> str:
         return "0 %"
     if part >= whole:
         return "100 %"
-    return f"{min(99, max(1, round(100 * part / whole)))} %"
+    share = 100 * part / whole
+    return "< 1 %" if share < 0.5 else "> 99 %" if share >= 99.5 else f"{round(share)} %"
 
 
 def plural(number: int, one: str, many: str = "") -> str:
