@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .model import Action, Count, Family, Outcome, ProtocolClass, Total, protocol_name
-from .rows import NO_ROWS, Survey, Where, by_source, strongest, survey, take, talker, unique_by_port, unique_sources
+from .rows import NO_ROWS, Survey, Where, by_source, strongest, survey, take, talker, unique_sources
 
 _LATE_FACTOR = 1.25
 _LITTLE_SECONDS = 5
@@ -48,11 +48,6 @@ class Window:
     def unique_sources(self) -> Mapping[Family, int]:
         """Distinct source addresses."""
         return unique_sources(self.rows)
-
-    @cached_property
-    def sources_by_port(self) -> np.ndarray:
-        """Distinct source addresses of each port, the busiest first: rows.PORT_SOURCES."""
-        return unique_by_port(self.rows)
 
 
 class Totals:
