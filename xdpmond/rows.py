@@ -86,7 +86,7 @@ def sort_keys(low: np.ndarray, high: np.ndarray, tail: np.ndarray) -> np.ndarray
     return source << np.uint64(24) | tail & np.uint64(0xFFFFFF)
 
 
-def _order(keys: np.ndarray) -> np.ndarray:
+def order_of(keys: np.ndarray) -> np.ndarray:
     """Indexes that sort the keys."""
     if np.count_nonzero(keys[1:] < keys[:-1]) < _FEW:
         return keys.argsort(kind="stable")  # this merges what are a few sorted runs already
@@ -98,7 +98,7 @@ def _order(keys: np.ndarray) -> np.ndarray:
 
 def ordered_chunks(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Indexes in the order of the keys, with these, in chunks of about CHUNK that no source straddles."""
-    order = _order(keys)
+    order = order_of(keys)
     keys = keys.take(order)
     begin = 0
     while begin < len(keys):
