@@ -18,7 +18,8 @@ from pathlib import Path
 from xdpmond.config import Config, Tables
 from xdpmond.kernel.datapath import Datapath
 from xdpmond.model import Family
-from xdpmond.rows import count_of, strongest, unique_by_port
+from xdpmond.ports import count_ports
+from xdpmond.rows import count_of, strongest
 
 from .flooding import flood
 from .path import Vary, load_ten, pinned, shipped_datapath
@@ -82,7 +83,7 @@ def _read(datapath: Datapath, vary: Vary, cpu: int) -> tuple[float, float, int]:
         rows = datapath.close_window()
         count_of(rows)
         strongest(rows, "bytes", 20)
-        unique_by_port(rows)
+        count_ports(rows)
         return time.thread_time() - started, len(rows)
 
     async def watched() -> tuple[float, float, int]:

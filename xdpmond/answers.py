@@ -21,7 +21,7 @@ from .errors import UsageError
 from .model import PROTOCOL_NAMES, Action, Family, Mode, Prefix, RuleCounts, Verdict, format_address
 from .modes import Modes
 from .policy import Policy
-from .rows import merge, of_source, strongest
+from .rows import WITH_PORTS, merge, of_source, strongest
 from .windows import Progress, Totals, lost
 
 Json = dict[str, Any]
@@ -29,7 +29,6 @@ Json = dict[str, Any]
 MOST_ROWS = 100_000
 _BY = {"bytes": "bytes", "packets": "packets", "syn": "syns", "syns": "syns"}
 _PROTOCOLS = {name: number for number, name in PROTOCOL_NAMES.items()}
-_WITH_PORTS = (6, 17, 132)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +181,7 @@ def top(view: View, running: np.ndarray, wanted: Wanted, exact: bool) -> Iterabl
         if wanted.protocol is not None:
             mask &= rows["protocol"] == wanted.protocol
         if wanted.port is not None:
-            mask &= (rows["port"] == wanted.port) & np.isin(rows["protocol"], _WITH_PORTS)
+            mask &= (rows["port"] == wanted.port) & np.isin(rows["protocol"], WITH_PORTS)
         return mask
 
     found = strongest(view.progress.recent(running, wanted.by, wanted.limit, where).strongest, wanted.by, wanted.limit)

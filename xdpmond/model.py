@@ -193,6 +193,22 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True)
+class PortRange:
+    """Ports of a protocol, or of every one that has ports (None); of one without ports all that it has."""
+
+    protocol: int | None
+    low: int = 0
+    high: int = 65535
+
+    def __str__(self) -> str:
+        name = "" if self.protocol is None else protocol_name(self.protocol)
+        if (self.low, self.high) == (0, 65535):
+            return f"{name}/*" if self.protocol in (6, 17, 132) else name
+        numbers = str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
+        return f"{name}/{numbers}" if name else numbers
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One line of the policy: a prefix with a verdict, who put it there, and until when it holds.
 
@@ -353,6 +369,8 @@ class Talker:
     first_seen: float
     """Seconds since the epoch."""
     last_seen: float
+    icmp_type: int | None = None
+    """Of ICMP and ICMPv6, which have no ports."""
 
     @property
     def source(self) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .model import Count, Family, Talker
+from .model import Count, Family, Prefix, Talker
 
 ROW = np.dtype(
     [
@@ -24,10 +24,8 @@ ROW = np.dtype(
         ("syns", "u8"), ("first_seen", "f8"), ("last_seen", "f8"),
     ]
 )  # fmt: skip
-"""`family` is the number of a model.Family; IPv4 fills the first 4 bytes of `source`, and the rest is 0; `port` 0: none, or unreadable;
-times are seconds since the epoch. A row is eight words: numpy moves words much faster than structs."""
-
-PORT_SOURCES = np.dtype([("port", "u2"), ("protocol", "u1"), ("family", "u1"), ("sources", "u4")])
+"""`family` is the number of a model.Family; IPv4 fills the first 4 bytes of `source`, and the rest is 0; `port` 0: none, or unreadable,
+and of ICMP the type + 1; times are seconds since the epoch. A row is eight words: numpy moves words much faster than structs."""
 
 WORDS = ROW.itemsize // 8
 NO_ROWS = np.zeros(0, ROW)
@@ -37,9 +35,24 @@ CHUNK = 8192
 
 _SUMS = [ROW.fields[name][1] // 8 for name in ("packets", "bytes", "syns")]  # type: ignore[index]
 _FIRST, _LAST = (ROW.fields[name][1] // 8 for name in ("first_seen", "last_seen"))  # type: ignore[index]
-_WITH_PORTS = (6, 17, 132)  # TCP, UDP, SCTP
+WITH_PORTS = (6, 17, 132)
+"""TCP, UDP, SCTP."""
+WITH_TYPES = (1, 58)
+"""ICMP, ICMPv6."""
+LOCAL = tuple(
+    Prefix.parse(text)
+    for text in ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
+                 "::/127", "fc00::/7", "fe80::/10")
+)  # fmt: skip
+"""Sources that no packet from the Internet has: this host and this link (RFC 1122, 3927, 4291), private networks (RFC 1918, 4193), and
+those behind a carrier's address translation (RFC 6598)."""
+
 _FEW = 64
 _SECRET = [np.uint64(secrets.randbits(64) | 1) for _ in range(3)]
+
+
+Where = Callable[[np.ndarray], np.ndarray]
+"""From rows, a mask of those that are wanted."""
 
 
 def words_of(rows: np.ndarray) -> np.ndarray:
@@ -182,27 +195,87 @@ def by_source(rows: np.ndarray) -> np.ndarray:
     return merge(rows.view(ROW).reshape(-1))
 
 
-def unique_sources(merged: np.ndarray) -> dict[Family, int]:
-    """Distinct source addresses by family, of rows that are merged."""
-    words, ipv4, ipv6 = words_of(merged), 0, 0
-    for begin in range(0, len(words), CHUNK):
-        before = min(begin, 1)
-        new = _changes(words[begin - before : begin + CHUNK])[0][before:]
-        number = np.count_nonzero(new & (words[begin : begin + CHUNK, 2] >> np.uint64(24) == Family.IPV6))
+def slices(rows: np.ndarray) -> Iterator[np.ndarray]:
+    return (rows[begin : begin + CHUNK] for begin in range(0, len(rows), CHUNK))
+
+
+def unique_sources(merged: np.ndarray, where: Where | None = None) -> dict[Family, int]:
+    """Distinct source addresses by family, of rows that are merged: of all, or of those that are wanted."""
+    before, ipv4, ipv6 = words_of(NO_ROWS), 0, 0
+    for rows in slices(merged):
+        if where is not None:
+            rows = take(rows, np.flatnonzero(where(rows)))
+        words = words_of(rows)
+        new = _changes(np.concatenate([before, words]))[0][len(before) :]
+        number = np.count_nonzero(new & (words[:, 2] >> np.uint64(24) == Family.IPV6))
         ipv4, ipv6 = ipv4 + np.count_nonzero(new) - number, ipv6 + number
+        before = words[-1:] if len(words) else before
     return {Family.IPV4: ipv4, Family.IPV6: ipv6}
 
 
-def unique_by_port(merged: np.ndarray) -> np.ndarray:
-    """Sources that each port was reached by, as an array of PORT_SOURCES, those with the most first: of rows that are merged."""
-    tails = words_of(merged)[:, 2].astype("u4")
-    tails, counts = np.unique(tails, return_counts=True)
-    order = counts.argsort(kind="stable")[::-1]
-    found = np.empty(len(tails), PORT_SOURCES)
-    for name in ("port", "protocol", "family"):
-        found[name] = tails.view(np.dtype([("port", "u2"), ("protocol", "u1"), ("family", "u1")]))[name].take(order)
-    found["sources"] = counts.take(order)
+def is_local(rows: np.ndarray) -> np.ndarray:
+    """A mask of the rows whose source is in LOCAL."""
+    words = words_of(rows)
+    family = words[:, 2] >> np.uint64(24)
+    ipv4, high, low = words[:, 0].astype("u4").byteswap(), words[:, 0].byteswap(), words[:, 1].byteswap()
+    four, six = np.zeros(len(words), bool), np.zeros(len(words), bool)
+    for prefix in LOCAL:
+        number, shift = int.from_bytes(prefix.address, "big"), prefix.family.bits - prefix.length
+        if prefix.family is Family.IPV4:
+            four |= ipv4 >> np.uint32(shift) == number >> shift
+        elif shift >= 64:
+            six |= high >> np.uint64(shift - 64) == number >> shift
+        else:
+            six |= (high == number >> 64) & (low >> np.uint64(shift) == (number & (1 << 64) - 1) >> shift)
+    return four & (family == Family.IPV4) | six & (family == Family.IPV6)
+
+
+PORT = np.dtype([("ipv4", "u8"), ("ipv6", "u8"), ("packets", "u8"), ("bytes", "u8")])
+BY_PORT = np.dtype([("key", "u4"), ("all", PORT), ("local", PORT)])
+"""The sources that reached a port, their packets and bytes; and those of local sources alone. `key` is `port_key`."""
+
+
+def port_key(protocol: int, port: int) -> int:
+    return protocol << 16 | port
+
+
+def by_port(merged: np.ndarray) -> np.ndarray:
+    """For each port that was reached its sources, in the order of the keys, as BY_PORT: of rows that are merged."""
+    parts = [_by_tail(rows) for rows in slices(merged)]
+    cells = _sum_cells(np.concatenate(parts)) if parts else np.zeros((0, 4), "u8")
+    cells = cells.take((cells[:, 0] & np.uint64(0xFFFFFF)).argsort(kind="stable"), axis=0)
+    keys = cells[:, 0] & np.uint64(0xFFFFFF)
+    new = np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)]
+    at, keys = new.cumsum() - 1, keys[new]
+    found = np.zeros(len(keys), BY_PORT)
+    found["key"] = keys
+    for family, name in ((Family.IPV4, "ipv4"), (Family.IPV6, "ipv6")):
+        for local in (False, True):
+            # Each port is there once at most.
+            mine = np.flatnonzero(cells[:, 0] >> np.uint64(24) == (family | local << 8))
+            for of in ("all", "local") if local else ("all",):
+                for column, number in ((name, 1), ("packets", 2), ("bytes", 3)):
+                    found[of][column][at[mine]] += cells[mine, number]
     return found
+
+
+def _by_tail(rows: np.ndarray) -> np.ndarray:
+    """Sums of a chunk: (family, protocol and port, and whether local; sources; packets; bytes)."""
+    words = words_of(rows)
+    cells = np.empty((len(words), 4), "u8")
+    cells[:, 0] = words[:, 2] & np.uint64(0xFFFFFFFF) | is_local(rows).astype("u8") << np.uint64(32)
+    cells[:, 1] = 1
+    cells[:, 2], cells[:, 3] = words[:, _SUMS[0]], words[:, _SUMS[1]]
+    return _sum_cells(cells)
+
+
+def _sum_cells(cells: np.ndarray) -> np.ndarray:
+    cells = cells.take(cells[:, 0].argsort(kind="stable"), axis=0)
+    starts = np.flatnonzero(np.concatenate([[True], cells[1:, 0] != cells[:-1, 0]])) if len(cells) else np.zeros(0, int)
+    summed = cells.take(starts, axis=0)
+    if len(starts):
+        summed[:, 1:] = np.add.reduceat(cells[:, 1:], starts, axis=0)
+    return summed
 
 
 def _most(column: np.ndarray, limit: int) -> np.ndarray:
@@ -234,10 +307,6 @@ class Survey:
     """Is that every row?"""
 
 
-Where = Callable[[np.ndarray], np.ndarray]
-"""From rows, a mask of those that are wanted."""
-
-
 def survey(*parts: np.ndarray, by: str = "packets", limit: int = 0, where: Where | None = None) -> Survey:
     """Look at all parts as merged, without making that array: how many sources there are, and the `limit` rows with the most of `by`."""
     unique = {Family.IPV4: 0, Family.IPV6: 0}
@@ -267,12 +336,13 @@ def of_source(rows: np.ndarray, family: Family, packed: bytes) -> np.ndarray:
 def talker(row: np.void) -> Talker:
     """One row as a value."""
     family = Family(int(row["family"]))
-    has_port = row["protocol"] in _WITH_PORTS and row["port"]
+    port, protocol = int(row["port"]) or None, int(row["protocol"])
     return Talker(
         family=family,
         address=row["source"].tobytes()[: family.bits // 8],
-        protocol=int(row["protocol"]),
-        port=int(row["port"]) if has_port else None,
+        protocol=protocol,
+        port=port if protocol in WITH_PORTS else None,
+        icmp_type=port - 1 if port and protocol in WITH_TYPES else None,
         packets=int(row["packets"]),
         bytes=int(row["bytes"]),
         syns=int(row["syns"]),

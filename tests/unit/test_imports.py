@@ -36,7 +36,7 @@ ROOMS = {
     "batch": {"model"},
     "attribution": {"model", "policy"},
     "kernel": VALUES | {"config", "rows", "flowrows", "sketches", "batch"},
-    "windows": VALUES | {"config", "rows", "flowrows", "sketches"},
+    "windows": VALUES | {"config", "rows", "ports", "flowrows", "sketches"},
     "detect": VALUES | {"config", "rows"},
     "messages": {"model"},
     "interfaces": VALUES | {"config", "messages"},

@@ -1,27 +1,30 @@
 """Talkers in bulk, against sums in plain dicts."""
 
+import ipaddress
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xdpmond import rows as rows_module
-from xdpmond.model import Count, Family
+from xdpmond.model import Count, Family, Prefix
 from xdpmond.rows import (
+    LOCAL,
     NO_ROWS,
     ROW,
+    by_port,
     by_source,
     count_of,
+    is_local,
     merge,
     of_source,
     strongest,
     survey,
     take,
     talker,
-    unique_by_port,
     unique_sources,
 )
 
@@ -133,13 +136,54 @@ def test_unique_sources(parts):
     assert unique_sources(merge(*map(array, parts))) == survey(*map(array, parts)).unique == wanted
 
 
+@given(PARTS, st.sampled_from([0, 6, 17]))
+def test_unique_sources_of_those_that_are_wanted(parts, protocol):
+    together = [row for part in parts for row in part if row[1] == protocol]
+    wanted = {family: len({source for source, *_ in together if source[0] is family}) for family in (Family.IPV4, Family.IPV6)}
+    assert unique_sources(merge(*map(array, parts)), lambda rows: rows["protocol"] == protocol) == wanted
+
+
+def local(family: Family, address: bytes) -> bool:
+    of = ipaddress.ip_address(address)
+    return any(of in ipaddress.ip_network(str(prefix)) for prefix in LOCAL if prefix.family is family)
+
+
 @given(PARTS)
-def test_unique_sources_of_each_port(parts):
-    sources = {(port, protocol, family, address) for part in parts for (family, address), protocol, port, *_ in part}
-    wanted = Counter((port, protocol, int(family)) for port, protocol, family, _ in sources)
-    found = unique_by_port(merge(*map(array, parts)))
-    assert {(port, protocol, family): count for port, protocol, family, count in found.tolist()} == wanted
-    assert found["sources"].tolist() == sorted(wanted.values(), reverse=True)
+def test_the_sources_of_each_port(parts):
+    sources: dict = defaultdict(lambda: defaultdict(set))
+    sums: dict = defaultdict(Counter)
+    for (family, address), protocol, port, packets, size, *_ in (row for part in parts for row in part):
+        for of in ("all", "local") if local(family, address) else ("all",):
+            sources[protocol << 16 | port][of, family].add(address)
+            sums[protocol << 16 | port].update({(of, "packets"): packets, (of, "bytes"): size})
+    found = by_port(merge(*map(array, parts)))
+    assert found["key"].tolist() == sorted(sources)
+    for cell in found:
+        key = int(cell["key"])
+        for of in ("all", "local"):
+            got = cell[of].item()
+            assert got == (len(sources[key][of, Family.IPV4]), len(sources[key][of, Family.IPV6]), sums[key][of, "packets"],
+                           sums[key][of, "bytes"])  # fmt: skip
+
+
+def edges(prefix: Prefix) -> list[tuple[Family, bytes]]:
+    """Its first and last address, and those beside them."""
+    first, size, octets = int.from_bytes(prefix.address, "big"), 1 << prefix.family.bits - prefix.length, prefix.family.bits // 8
+    numbers = (first - 1, first, first + size - 1, first + size)
+    return [(prefix.family, number.to_bytes(octets, "big")) for number in numbers if 0 <= number < 256**octets]
+
+
+EDGES = [edge for prefix in LOCAL for edge in edges(prefix)]
+
+
+@given(st.lists(st.one_of(
+    st.sampled_from(EDGES), st.tuples(st.just(Family.IPV4), st.binary(min_size=4, max_size=4)),
+    st.tuples(st.just(Family.IPV6), st.binary(min_size=16, max_size=16)),
+), max_size=20))  # fmt: skip
+@example(EDGES)
+def test_which_sources_are_local(sources):
+    rows = array([(source, 6, 22, 1, 1, 0, 0.0, 0.0) for source in sources])
+    assert is_local(rows).tolist() == [local(*source) for source in sources]
 
 
 @given(PARTS, st.sampled_from(["packets", "bytes", "syns"]), st.integers(0, 40), st.sampled_from([None, 1, 6]))
@@ -182,15 +226,17 @@ def test_of_nothing_there_is_nothing():
 
 
 @pytest.mark.parametrize(
-    ("protocol", "port", "shown"),
-    [(6, 22, 22), (17, 53, 53), (132, 9, 9), (6, 0, None), (1, 0, None), (1, 8, None), (47, 22, None), (6, 65535, 65535)],
-)
-def test_a_row_as_a_value(protocol, port, shown):
+    ("protocol", "port", "shown", "icmp_type"),
+    [(6, 22, 22, None), (17, 53, 53, None), (132, 9, 9, None), (6, 0, None, None), (1, 0, None, None), (1, 9, None, 8), (1, 1, None, 0),
+     (58, 129, None, 128), (58, 0, None, None), (47, 22, None, None), (6, 65535, 65535, None)],
+)  # fmt: skip
+def test_a_row_as_a_value(protocol, port, shown, icmp_type):
     for family, address, text in (
         (Family.IPV4, bytes([192, 0, 2, 1]), "192.0.2.1"),
         (Family.IPV6, b"\x20\x01\x0d\xb8" + bytes(11) + b"\1", "2001:db8::1"),
     ):
         of = talker(array([((family, address), protocol, port, 3, 300, 1, 10.5, 11.5)])[0])
         assert (of.source, of.family, of.address, of.protocol, of.port) == (text, family, address, protocol, shown)
+        assert of.icmp_type == icmp_type
         assert (of.packets, of.bytes, of.syns, of.first_seen, of.last_seen) == (3, 300, 1, 10.5, 11.5)
         assert all(type(value) in (int, float) for value in (of.packets, of.bytes, of.syns, of.first_seen))  # what JSON takes
