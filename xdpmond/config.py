@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -25,9 +25,15 @@ from .kinds import (
     ENTRIES,
     FILES,
     INTERFACES,
+    LISTEN,
+    NO_PATH,
     PATH,
     PORTS,
+    RANGES,
     SWITCH,
+    TEXT,
+    URL,
+    USERS,
     Kind,
     auto,
     choice,
@@ -38,7 +44,7 @@ from .kinds import (
     show_key,
     size,
 )
-from .model import AttachMode, Entry, Mode, Origin, Port, Prefix, Verdict
+from .model import AttachMode, Entry, Listen, Mode, Origin, Port, PortRange, Prefix, Verdict
 from .prefixes import Bulk, PrefixSet
 from .prefixfile import read_list
 
@@ -124,6 +130,62 @@ class Bus:
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics:
+    """`[metrics]`: figures for Prometheus and what reads its format. No address of a source is among them, but in `list`."""
+
+    enable: bool = _setting(False, SWITCH, """
+        Serve the metrics over HTTP, under /metrics. This needs the package python3-prometheus-client.""")
+    listen: Listen = _setting(Listen("127.0.0.1", 9958), LISTEN, """
+        Where to serve them. An address that others than this host can reach needs `certificate`, `key` and `users`, unless `insecure` is
+        set. A Unix socket is for whoever belongs to the group xdpmond.""")
+    certificate: str = _setting("", NO_PATH, "A file with the certificate for TLS, and those that sign it, which the service can read.")
+    key: str = _setting("", NO_PATH, "A file with its key, which the service can read. Both files are read again at a reload.")
+    users: tuple[str, ...] = _setting((), USERS, """
+        Who may read them, by basic authentication; everybody who can connect if it is empty. A line for each, made by
+        `xdpmond --hash-password NAME`, which asks for the password and writes a salted hash of it.""")
+    insecure: bool = _setting(False, SWITCH, "Serve them without TLS, or to everybody, at an address that others than this host can reach.")
+    list: bool = _setting(False, SWITCH, """
+        Serve the sources of the last full window too, each with its port, under /list: a JSON array of objects with "ip", "network",
+        "transport" and "port".""")
+    active_users: bool = _setting(False, SWITCH, """
+        Give the sources by port also as `active_users` with the labels network, transport and port, as xdp-ip-counter names them.""")
+    max_ports: int = _setting(100, number(0, 65536), """
+        The most ports that have figures of their own: those with the most sources. The packets and bytes of all others are added up.""")
+    refresh: float = _setting(5.0, duration(1, 300), "How often the figures are read. Whoever asks gets the latest, and does not wait.")
+    textfile: str = _setting("", NO_PATH, """
+        Write the metrics to this file, whose name ends in .prom, at each refresh: for the text-file collector of Prometheus's
+        node_exporter, in place of a server or besides it. Needs python3-prometheus-client. The service may write where
+        `ReadWritePaths=` says (systemctl edit xdpmond), for example /var/lib/prometheus/node-exporter.""")
+
+
+@dataclass(frozen=True, slots=True)
+class InfluxDB:
+    """`[influxdb]`: the same figures, written to InfluxDB in its line protocol whenever a window has ended."""
+
+    url: str = _setting("", URL, "Where it is. An https certificate must be signed by an authority that this host knows, or by `ca`.")
+    database: str = _setting("", TEXT, "The database, of InfluxDB 1. It has to exist.")
+    retention_policy: str = _setting("", TEXT, 'The retention policy, of InfluxDB 1; "" is the database\'s default.')
+    bucket: str = _setting("", TEXT, "The bucket, of InfluxDB 2, in place of `database`.")
+    organization: str = _setting("", TEXT, "The organization that has the bucket.")
+    user: str = _setting("", TEXT, "The user, of InfluxDB 1, if it wants one.")
+    password: str = _setting("", TEXT, """
+        The password of that user. Keep secrets in a file of their own in /etc/xdpmond/xdpmond.toml.d that only root and the group xdpmond
+        can read.""")
+    token: str = _setting("", TEXT, "The token, of InfluxDB 2, in place of user and password.")
+    ca: str = _setting("", NO_PATH, "A file with the certificate of the authority that signed that of an https server.")
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """`[names]`: what is known of the addresses that are shown. The files are in MaxMind's format (.mmdb), which others publish too. Reading
+    them needs the package python3-maxminddb. A reload opens them again."""
+
+    country: str = _setting("", NO_PATH, "A database of countries or cities. Talkers are shown with the country.")
+    asn: str = _setting("", NO_PATH, """
+        A database of autonomous systems. Talkers are shown with the number and the name of theirs.""")
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """`[[log]]`: a file to which all events are written, a line each. There may be several; those of all files add up. Nothing is forced to
     the disk: what the kernel has not written when the power fails is lost."""
@@ -176,6 +238,14 @@ class Config:
         Permit enforce mode with `default = "deny"`. It also drops the answers to this host's own connections (DNS, package
         downloads, NTP) from sources that are not allowed.""")
     window: float = _setting(60.0, duration(1, 3600), "The length of the intervals for which talkers are counted.")
+    ports: tuple[PortRange, ...] = _setting((), RANGES, """
+        The ports whose sources are shown by `xdpmonctl ports`, and exported: all that were reached if none are named. "tcp/22" is a port,
+        "udp/8000-8100" a range, "80" that port of TCP, UDP and SCTP, "sctp/*" every port of SCTP, "icmp" all its types. What is counted
+        does not depend on it; how many ports were left out is said.""")
+    show_local: bool = _setting(True, SWITCH, """
+        Show local sources among the talkers and count them among the sources of a port. Local are sources that no packet from the Internet
+        has: 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16, ::, ::1, fc00::/7 and
+        fe80::/10. If not, it is said how many were left out. `xdpmonctl --local` asks otherwise for one answer.""")
     summary_interval: float = _setting(60.0, duration(1, 86400, or_zero="for none"), """
         How often a summary with the top sources of that time is written to the journal.""")
     log_buffer_size: int = _setting(131072, number(1024, 4194304), """
@@ -184,6 +254,9 @@ class Config:
     tables: Tables = field(default_factory=Tables)
     journal: Journal = field(default_factory=Journal)
     bus: Bus = field(default_factory=Bus)
+    names: Names = field(default_factory=Names)
+    metrics: Metrics = field(default_factory=Metrics)
+    influxdb: InfluxDB = field(default_factory=InfluxDB)
     log: tuple[Log, ...] = ()
     interfaces: Mapping[str, Interface] = field(default_factory=dict)
     lists: tuple[Bulk, ...] = ()
@@ -210,7 +283,7 @@ class Config:
         return own.attach if own and own.attach else self.attach
 
 
-TABLES: dict[str, type] = {"events": Events, "tables": Tables, "journal": Journal, "bus": Bus}
+TABLES: dict[str, type] = {"events": Events, "tables": Tables, "journal": Journal, "bus": Bus, "names": Names, "metrics": Metrics, "influxdb": InfluxDB}
 ARRAYS: dict[str, type] = {"log": Log}
 """Arrays of tables."""
 ANY_NAME = "NAME"
@@ -296,6 +369,8 @@ class _Found:
 
     def __init__(self) -> None:
         self._values: dict[tomllines.Path, Any] = {}
+        self._places: dict[tomllines.Path, str] = {}
+        """Where each of these stands."""
         self._entries: dict[Prefix, Entry] = {}
         self._items: dict[str, dict[tuple[Any, ...], Any]] = {name: {} for name in ARRAYS}
         """The items of each array of tables by what no other one may have too."""
@@ -332,7 +407,7 @@ class _Found:
                 verdict = Verdict(str(path[0]).removesuffix("_files"))
                 self._lists += [_List(verdict, file, place, (*path, index)) for index, file in enumerate(parsed or ())]
             else:
-                self._values[path] = parsed
+                self._values[path], self._places[path] = parsed, place.of(path)
         for name in ARRAYS:
             for index in range(len(document.get(name, ()))):
                 self._add_item(place, name, index, items.get((name, index), {}))
@@ -371,11 +446,18 @@ class _Found:
         arrays: dict[str, Any] = {name: tuple(self._items[name].values()) for name in ARRAYS}
         files = tuple(dict.fromkeys([*self._files, *(of.file for of in self._lists)]))
         config = Config(**self._under(), **tables, **arrays, interfaces=interfaces, files=files)
+        _check_metrics(config.metrics, self._contradiction)
+        _check_influxdb(config.influxdb, self._contradiction)
         config = dataclasses.replace(config, lists=self._read_lists(config.tables.prefixes))
         number = config.count(Verdict.ALLOW) + config.count(Verdict.DENY)
         if number > config.tables.prefixes:
             raise ConfigError(f"allow and deny hold {number} prefixes, tables.prefixes is {config.tables.prefixes}")
         return config
+
+    def _contradiction(self, table: str, key: str, message: str, hint: str) -> ConfigError:
+        """A setting that does not go with others of its table."""
+        place = self._places.get((table, key))
+        return ConfigError(f"{f'{place}: ' if place else ''}{table}.{key}: {message}", hint=hint)
 
     def _read_lists(self, most: int) -> tuple[Bulk, ...]:
         """The files of prefixes, without what is named elsewhere too."""
@@ -403,6 +485,44 @@ class _Found:
 
     def _under(self, *table: str) -> dict[str, Any]:
         return {str(path[-1]): value for path, value in self._values.items() if path[:-1] == table}
+
+
+Contradiction = Callable[[str, str, str, str], ConfigError]
+
+
+def _check_metrics(of: Metrics, error: Contradiction) -> None:
+    """Refuse settings of `[metrics]` that do not go together."""
+    if bool(of.certificate) != bool(of.key):
+        given, missing = ("certificate", "key") if of.certificate else ("key", "certificate")
+        raise error("metrics", given, f"{missing} is missing", "TLS needs both")
+    if of.certificate and of.listen.path:
+        raise error("metrics", "certificate", "a Unix socket needs no TLS", "leave out certificate and key")
+    if of.textfile and not of.textfile.endswith(".prom"):
+        raise error("metrics", "textfile", f"{of.textfile} does not end in .prom", "node_exporter reads no other files")
+    if of.enable and not of.listen.local and not of.insecure and not (of.certificate and of.users):
+        missing = " and ".join(name for name, there in (("certificate and key", of.certificate), ("users", of.users)) if not there)
+        raise error("metrics", "listen", f"{of.listen} can be reached by others than this host, and {missing} are not set",
+                    "set them, or listen on 127.0.0.1, or set insecure = true if that is meant")  # fmt: skip
+
+
+def _check_influxdb(of: InfluxDB, error: Contradiction) -> None:
+    """Refuse settings of `[influxdb]` that do not go together."""
+    if not of.url:
+        return
+    if bool(of.database) == bool(of.bucket):
+        message = "database or bucket is missing" if not of.bucket else "database and bucket are both set"
+        raise error("influxdb", "url", message, "database is for InfluxDB 1, bucket and organization for InfluxDB 2")
+    if of.bucket and not of.organization:
+        raise error("influxdb", "bucket", "organization is missing", "a bucket belongs to one")
+    if of.bucket and not of.token:
+        raise error("influxdb", "bucket", "token is missing", "InfluxDB 2 wants one")
+    if of.retention_policy and not of.database:
+        raise error("influxdb", "retention_policy", "a bucket has its own", "leave it out")
+    if bool(of.user) != bool(of.password):
+        given, missing = ("user", "password") if of.user else ("password", "user")
+        raise error("influxdb", given, f"{missing} is missing", "set both or none")
+    if of.user and of.token:
+        raise error("influxdb", "token", "user is set too", "leave out one of them")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,16 @@ import difflib
 import json
 import os
 import re
+import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
 
 from .errors import ConfigError
-from .model import Port, Prefix
+from .model import PROTOCOL_NAMES, Listen, Port, PortRange, Prefix
 from .units import format_duration, parse_duration, parse_reason
 
 T = TypeVar("T")
@@ -103,6 +105,11 @@ def size(low: int, high: int, *, or_zero: str = "") -> Kind[int]:
     return Kind(form, parse, show)
 
 
+def optional(of: Kind[str]) -> Kind[str]:
+    """The same, or an empty string for none."""
+    return Kind(f'{of.form}; or "" for none', lambda value: "" if value == "" else of.parse(value), of.show)
+
+
 def auto(of: Kind[T]) -> Kind[T | None]:
     """The same, or "auto", which is None."""
 
@@ -173,6 +180,111 @@ def _parse_ports(value: object) -> tuple[Port, ...]:
     return _without_doubles(ports)
 
 
+def _parse_listen(value: object) -> Listen:
+    example = 'write "127.0.0.1:9958", "[::1]:9958" or "unix:/run/xdpmond/metrics.sock"'
+    if not isinstance(value, str):
+        raise refusal(value, "an address to listen on", hint=example)
+    if value.startswith("unix:"):
+        path = _parse_path(value.removeprefix("unix:"), "unix:/run/xdpmond/metrics.sock")
+        if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+            raise refusal(path, f"short enough for a socket: {_LONGEST_SOCKET_PATH} bytes at most")
+        return Listen(path=path)
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):([1-9][0-9]{0,4})", value)
+    if match is None or int(match[3]) > 65535:
+        raise refusal(value, "an address and a port to listen on", hint=example)
+    family, host = (socket.AF_INET6, match[1]) if match[1] else (socket.AF_INET, match[2])
+    try:
+        return Listen(socket.inet_ntop(family, socket.inet_pton(family, host)), int(match[3]))
+    except OSError:
+        raise refusal(host, "an IP address", hint=example) from None
+
+
+_LONGEST_SOCKET_PATH = 107
+
+
+def _parse_users(value: object) -> tuple[str, ...]:
+    items = _parse_list(value, "users, each with a hashed password")
+    for item in items:
+        if not isinstance(item, str) or re.fullmatch(r"[!-9;-~]{1,64}:scrypt:1[0-7]:8:1:[\w-]{22}:[\w-]{43}", item, re.ASCII) is None:
+            # What stands there may be a password.
+            raise ConfigError("not a user with a hashed password", hint="make the line with: xdpmond --hash-password NAME")
+    names = [item.partition(":")[0] for item in items]
+    _without_doubles(names)
+    return tuple(items)
+
+
+def _parse_text(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > 1024:
+        raise ConfigError("not a text of a line", hint='write it in quotes: "..."')  # it may be a secret, so it is not shown
+    return value
+
+
+def _parse_url(value: object) -> str:
+    example = 'write for example "http://127.0.0.1:8086" or "unix:/run/influxdb/influxdb.sock"'
+    if value == "":
+        return ""
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or " " in value:
+        raise refusal(value, "a URL", hint=example)
+    if value.startswith("unix:"):
+        _parse_path(value.removeprefix("unix:"), "unix:/run/influxdb/influxdb.sock")
+        return value
+    try:
+        parts = urlsplit(value)
+        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+    except ValueError:
+        known = False
+    if not known or parts.query or parts.fragment:
+        raise refusal(value, "a URL", hint=example)
+    if parts.username is not None:
+        raise ConfigError("a URL with a user", hint="write user and password as settings of their own")
+    return value.rstrip("/")
+
+
+MOST_RANGES = 256
+_PORT_EXAMPLE = 'write for example "tcp/22", "udp/8000-8100", "80", "sctp/*" or "icmp"'
+_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()}
+_HAVE_PORTS = ("tcp", "udp", "sctp")
+
+
+def _parse_ranges(value: object) -> tuple[PortRange, ...]:
+    items = _parse_list(value, "ports")
+    if len(items) > MOST_RANGES:
+        raise ConfigError(f"{len(items)} items are given", hint=f"at most {MOST_RANGES}; a range is one")
+    return _without_doubles([_parse_range(item) for item in items])
+
+
+def _parse_range(item: object) -> PortRange:
+    what = "a port, a range of ports or a protocol"
+    if not isinstance(item, str):
+        bare = isinstance(item, int) and not isinstance(item, bool) and 0 < item < 65536
+        raise refusal(item, what, hint=f'write "{item}" for tcp, udp and sctp, or "tcp/{item}"' if bare else _PORT_EXAMPLE)
+    name, slash, ports = item.partition("/") if "/" in item or re.fullmatch("[0-9-]+", item) is None else ("", "/", item)
+    if name not in _NUMBERS and name:
+        if name.lower() in _NUMBERS:
+            raise refusal(item, what, hint=f'names are in lower case: "{item.lower()}"')
+        turned = slash and ports in _HAVE_PORTS
+        raise refusal(item, what, hint=f'write "{ports}/{name}"' if turned else f"{_PORT_EXAMPLE}; names of services are not looked up")
+    if name and name not in _HAVE_PORTS:
+        if slash:
+            raise refusal(item, what, hint=f'{name} has no ports: write "{name}"')
+        return PortRange(_NUMBERS[name])
+    if not slash:
+        raise refusal(item, what, hint=f'write "{name}/*" for all its ports')
+    protocol = _NUMBERS[name] if name else None
+    if ports == "*" and name:
+        return PortRange(protocol)
+    match = re.fullmatch("([1-9][0-9]{0,4})(?:-([1-9][0-9]{0,4}))?", ports)
+    if match is None:
+        raise refusal(item, what, hint=_PORT_EXAMPLE)
+    low, high = int(match[1]), int(match[2] or match[1])
+    if max(low, high) > 65535:
+        raise refusal(item, what, hint="ports are 1 to 65535")
+    if low > high or match[2] == match[1]:
+        said = f"{high}-{low}" if low > high else str(low)
+        raise refusal(item, what, hint=f'write "{name}/{said}"' if name else f'write "{said}"')
+    return PortRange(protocol, low, high)
+
+
 def _parse_item(value: object) -> tuple[Prefix, str]:
     """One item of `allow` or `deny`: a prefix, or a table that adds a reason."""
     table = {"prefix": value} if isinstance(value, str) else value
@@ -202,7 +314,13 @@ def _show_list(values: tuple[Any, ...]) -> str:
 SWITCH = Kind("true or false", _parse_switch, lambda value: str(value).lower())
 INTERFACES = Kind("an interface name, or a list of them", _parse_interfaces, _show_interfaces)
 PATH = Kind("the path of a file, from / on", _parse_path, lambda value: json.dumps(value))
+NO_PATH = optional(PATH)
+LISTEN = Kind('"ADDRESS:PORT", "[ADDRESS]:PORT" or "unix:PATH"', _parse_listen, lambda value: f'"{value}"')
+USERS = Kind("a list of lines made by `xdpmond --hash-password`", _parse_users, _show_list)
+TEXT = Kind("a text", _parse_text, lambda value: json.dumps(value))
+URL = Kind('"http://HOST:PORT", "https://HOST:PORT", "unix:PATH", or "" for none', _parse_url, lambda value: f'"{value}"')
 PORTS = Kind('a list of "tcp/NUMBER" and "udp/NUMBER"', _parse_ports, _show_list)
+RANGES = Kind("a list of ports, ranges of ports and protocols", _parse_ranges, _show_list)
 FILES = Kind("a list of files, each by its path from / on", _parse_paths, _show_list)
 ENTRIES: Kind[Any] = Kind('a list of prefixes, each a string or { prefix = "...", reason = "..." }', _parse_item, _show_list)
 """Read item by item, since each has a line of its own."""

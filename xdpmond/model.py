@@ -412,6 +412,25 @@ def protocol_name(number: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Listen:
+    """Where a server listens: an IP address and a port, or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @property
+    def local(self) -> bool:
+        """Can nobody but this host reach it?"""
+        return bool(self.path) or self.host == "::1" or self.host.startswith("127.")
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks for a change: the uid, the unique bus name (or "SIGHUP"), and the process as it was when first seen."""
 

@@ -14,7 +14,7 @@ from xdpmond.config import ANY_NAME, EACH, SETTINGS, Config, ConfigPaths, Interf
 from xdpmond.configdoc import vendor_toml, with_settings
 from xdpmond.errors import ConfigError, GuardError
 from xdpmond.kinds import ENTRIES
-from xdpmond.model import AttachMode, Mode, Origin, Port, Verdict
+from xdpmond.model import AttachMode, Listen, Mode, Origin, Port, PortRange, Verdict
 
 ROOT = Path(__file__).parents[2]
 MAN_PAGE = ROOT / "man" / "xdpmond.toml.5"
@@ -63,6 +63,23 @@ def test_each_default_as_the_manual_shows_it_reads_back(setting):
     assert setting.kind.parse(tomllib.loads(f"x = {setting.kind.show(setting.default)}")["x"]) == setting.default
 
 
+FOR_INFLUXDB_2 = {("influxdb", name) for name in ("bucket", "organization", "token")}
+"""They do not go with those for InfluxDB 1."""
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("tcp/22", PortRange(6, 22, 22)), ("udp/8000-8100", PortRange(17, 8000, 8100)), ("80", PortRange(None, 80, 80)),
+        ("80-443", PortRange(None, 80, 443)), ("sctp/*", PortRange(132)), ("icmp", PortRange(1)), ("icmpv6", PortRange(58)),
+        ("gre", PortRange(47)), ("tcp/1-65535", PortRange(6, 1, 65535)),
+    ],
+)  # fmt: skip
+def test_ports_and_ranges_of_ports(tree, text, wanted):
+    assert tree.load(f'ports = ["{text}"]').ports == (wanted,)
+    assert str(wanted) == text
+
+
 def test_each_setting_can_be_set_and_arrives(tree):
     lists = [json.dumps([str(tree.write(name, ""))]) for name in ("allowed", "denied")]
     config = tree.load(
@@ -77,12 +94,34 @@ def test_each_setting_can_be_set_and_arrives(tree):
         failsafe_ports = ["tcp/2222", "udp/51820"]
         force_default_deny = true
         window = "2m"
+        ports = ["tcp/22", "icmp"]
+        show_local = false
         summary_interval = "0s"
         log_buffer_size = 1024
         events = { enable = false, interval = "5s", per_second = 7, ring_size = 65536 }
         tables = { talkers = 2048, prefixes = 4096, rule_counters = 1024 }
         journal = { events_per_minute = 0 }
         bus.enable = false
+        names = { country = "/usr/share/GeoIP/country.mmdb", asn = "/usr/share/GeoIP/asn.mmdb" }
+        [metrics]
+        enable = true
+        listen = "[2001:db8::1]:9100"
+        certificate = "/etc/xdpmond/metrics.crt"
+        key = "/etc/xdpmond/metrics.key"
+        users = ["prometheus:scrypt:14:8:1:AAAAAAAAAAAAAAAAAAAAAA:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"]
+        insecure = true
+        list = true
+        active_users = true
+        max_ports = 7
+        refresh = "15s"
+        textfile = "/var/lib/prometheus/node-exporter/xdpmond.prom"
+        [influxdb]
+        url = "https://influx.example:8086"
+        database = "net"
+        retention_policy = "year"
+        user = "xdpmond"
+        password = "secret"
+        ca = "/etc/ssl/influx.crt"
         [interfaces.eth1]
         attach = "native"
         mode = "monitor"
@@ -95,12 +134,16 @@ def test_each_setting_can_be_set_and_arrives(tree):
         compress = false
     """
     )
+    tree.write("xdpmond.toml", "")
+    other = tree.load('influxdb = { url = "unix:/run/influxdb.sock", bucket = "net", organization = "us", token = "secret" }')
     for path, setting in SETTINGS.items():
-        value = config
+        value = other if path in FOR_INFLUXDB_2 else config
         for key in path:
             value = value["eth1"] if key == ANY_NAME else value[0] if key == EACH else getattr(value, key)
         assert value != setting.default, setting.name
+    assert config.metrics.listen == Listen("2001:db8::1", 9100)
     assert config.failsafe_ports == (Port("tcp", 2222), Port("udp", 51820))
+    assert config.ports == (PortRange(6, 22, 22), PortRange(1))
     assert (config.window, config.summary_interval, config.events.interval) == (120.0, 0.0, 5.0)
     assert config.interfaces == {"eth1": Interface(AttachMode.NATIVE, Mode.MONITOR)}
     assert (config.mode_on("eth0"), config.mode_on("eth1")) == (Mode.ENFORCE, Mode.MONITOR)
@@ -353,6 +396,32 @@ REFUSALS = [
     ("interface = 5", "interface: 5 is not a list of interface names"),
     ("failsafe_ports = [22]", 'failsafe_ports: 22 is not a port (write for example "tcp/22"'),
     ('failsafe_ports = ["icmp/8"]', "failsafe_ports: 'icmp/8' is not a port"),
+    ('ports = "tcp/22"', "ports: 'tcp/22' is not a list of ports"),
+    ("ports = [22]", 'ports: 22 is not a port, a range of ports or a protocol (write "22" for tcp, udp and sctp, or "tcp/22")'),
+    ('ports = ["22/tcp"]', "ports: '22/tcp' is not a port, a range of ports or a protocol (write \"tcp/22\")"),
+    ('ports = ["TCP/22"]', 'names are in lower case: "tcp/22"'),
+    ('ports = ["tcp"]', "ports: 'tcp' is not a port, a range of ports or a protocol (write \"tcp/*\" for all its ports)"),
+    ('ports = ["icmp/8"]', 'icmp has no ports: write "icmp"'),
+    ('ports = ["gre/*"]', 'gre has no ports: write "gre"'),
+    ('ports = ["http"]', "names of services are not looked up"),
+    ('ports = ["tcp/http"]', 'write for example "tcp/22", "udp/8000-8100", "80", "sctp/*" or "icmp"'),
+    ('ports = ["tcp/22-"]', 'write for example "tcp/22"'),
+    ('ports = ["tcp/0"]', "'tcp/0' is not a port"),
+    ('ports = ["tcp/022"]', "'tcp/022' is not a port"),
+    ('ports = ["65536"]', "ports are 1 to 65535"),
+    ('ports = ["udp/1-65536"]', "ports are 1 to 65535"),
+    ('ports = ["udp/8100-8000"]', 'write "udp/8000-8100"'),
+    ('ports = ["90-80"]', 'write "80-90"'),
+    ('ports = ["80-80"]', 'write "80"'),
+    ('ports = ["*"]', "'*' is not a port"),
+    ('ports = ["-"]', "'-' is not a port"),
+    ('ports = [""]', "'' is not a port"),
+    ('ports = ["/22"]', "'/22' is not a port"),
+    ('ports = ["80", "80"]', "ports: 80 stands there twice"),
+    ("ports = [" + '"tcp/1-2", ' * 257 + "]", "ports: 257 items are given (at most 256; a range is one)"),
+    ('show_local = "no"', "show_local: 'no' is not true or false"),
+    ('[names]\ncountry = "country.mmdb"', "xdpmond.toml:2: names.country: 'country.mmdb' is not the path of a file"),
+    ("[names]\nasn = 5", "xdpmond.toml:2: names.asn: 5 is not the path of a file"),
     ('failsafe_ports = ["tcp/65536"]', "failsafe_ports: 'tcp/65536' is not a port"),
     ('failsafe_ports = ["tcp/0"]', "failsafe_ports: 'tcp/0' is not a port"),
     ('failsafe_ports = ["tcp/22", "tcp/22"]', "failsafe_ports: tcp/22 stands there twice"),
@@ -380,6 +449,51 @@ REFUSALS = [
 @pytest.mark.parametrize(("text", "message"), REFUSALS, ids=range(len(REFUSALS)))
 def test_a_refusal_names_file_line_and_key_and_says_what_to_do(tree, text, message):
     assert message in tree.refused(text)
+
+
+TLS = 'certificate = "/c"\nkey = "/k"\n'
+USER = "prometheus:scrypt:14:8:1:AAAAAAAAAAAAAAAAAAAAAA:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[metrics]\nlisten = "localhost:9958"', "xdpmond.toml:2: metrics.listen: 'localhost:9958' is not an address and a port"),
+        ('[metrics]\nlisten = "::1:9958"', "is not an address and a port to listen on"),
+        ('[metrics]\nlisten = "127.1:9958"', "'127.1' is not an IP address"),
+        ('[metrics]\nlisten = "127.0.0.1:0"', "is not an address and a port"),
+        ('[metrics]\nlisten = "127.0.0.1:65536"', "is not an address and a port"),
+        ('[metrics]\nlisten = "unix:metrics.sock"', 'is not the path of a file (write it in full, for example "unix:/run'),
+        (f'[metrics]\nlisten = "unix:/{"x" * 108}"', "107 bytes at most"),
+        ('[metrics]\nusers = ["prometheus:tomato"]', "metrics.users: not a user with a hashed password (make the line with: xdpmond"),
+        (f'[metrics]\nusers = ["{USER}", "{USER}"]', "prometheus stands there twice"),
+        ('[metrics]\ncertificate = "/c"', "xdpmond.toml:2: metrics.certificate: key is missing (TLS needs both)"),
+        ('[metrics]\n\nkey = "/k"', "xdpmond.toml:3: metrics.key: certificate is missing"),
+        (f'[metrics]\n{TLS}listen = "unix:/run/x"', "metrics.certificate: a Unix socket needs no TLS"),
+        ('[metrics]\ntextfile = "/var/x.txt"', "metrics.textfile: /var/x.txt does not end in .prom"),
+        ('[metrics]\nenable = true\nlisten = "0.0.0.0:9958"', "metrics.listen: 0.0.0.0:9958 can be reached by others than this host, and"
+         " certificate and key and users are not set (set them, or listen on 127.0.0.1, or set insecure = true if that is meant)"),
+        (f'[metrics]\nenable = true\n{TLS}listen = "[::]:9958"', "can be reached by others than this host, and users are not set"),
+        ('[influxdb]\nurl = "127.0.0.1:8086"', "influxdb.url: '127.0.0.1:8086' is not a URL"),
+        ('[influxdb]\nurl = "http://u:tomato@h:8086"', "influxdb.url: a URL with a user"),
+        ('[influxdb]\nurl = "http://h:8086"', "influxdb.url: database or bucket is missing"),
+        ('[influxdb]\nurl = "http://h:8086"\nbucket = "b"', "influxdb.bucket: organization is missing"),
+        ('[influxdb]\nurl = "http://h:8086"\nbucket = "b"\norganization = "o"', "influxdb.bucket: token is missing"),
+        ('[influxdb]\nurl = "http://h:8086"\ndatabase = "b"\npassword = "tomato"', "influxdb.password: user is missing"),
+        ('[influxdb]\npassword = 7', "influxdb.password: not a text of a line"),
+    ],
+)  # fmt: skip
+def test_settings_of_metrics_that_cannot_be_are_refused_and_no_secret_is_shown(tree, text, message):
+    refusal = tree.refused(text)
+    assert message in refusal
+    assert "tomato" not in refusal
+
+
+@pytest.mark.parametrize("text", ['listen = "127.1.2.3:1"', 'listen = "[::1]:1"', 'listen = "unix:/run/x"',
+                                  'listen = "10.0.0.1:1"\ninsecure = true',
+                                  f'listen = "10.0.0.1:1"\nusers = ["{USER}"]\n{TLS}'])  # fmt: skip
+def test_metrics_may_be_served_where_only_those_who_may_read_them_can(tree, text):
+    assert tree.load(f"[metrics]\nenable = true\n{text}").metrics.enable
 
 
 def test_everything_may_be_listed_when_that_is_said_twice(tree):
