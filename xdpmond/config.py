@@ -177,8 +177,8 @@ class InfluxDB:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """`[names]`: what is known of the addresses that are shown. The files are in MaxMind's format (.mmdb), which others publish too. Reading
-    them needs the package python3-maxminddb. A reload opens them again."""
+    """`[names]`: what is known of the addresses that are shown. The files are in MaxMind's format (.mmdb), which others publish too.
+    Reading them needs the package python3-maxminddb. A reload opens them again."""
 
     country: str = _setting("", NO_PATH, "A database of countries or cities. Talkers are shown with the country.")
     asn: str = _setting("", NO_PATH, """
@@ -283,7 +283,9 @@ class Config:
         return own.attach if own and own.attach else self.attach
 
 
-TABLES: dict[str, type] = {"events": Events, "tables": Tables, "journal": Journal, "bus": Bus, "names": Names, "metrics": Metrics, "influxdb": InfluxDB}
+TABLES: dict[str, type] = {
+    "events": Events, "tables": Tables, "journal": Journal, "bus": Bus, "names": Names, "metrics": Metrics, "influxdb": InfluxDB,
+}  # fmt: skip
 ARRAYS: dict[str, type] = {"log": Log}
 """Arrays of tables."""
 ANY_NAME = "NAME"

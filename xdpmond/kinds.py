@@ -258,8 +258,9 @@ def _parse_range(item: object) -> PortRange:
     if not isinstance(item, str):
         bare = isinstance(item, int) and not isinstance(item, bool) and 0 < item < 65536
         raise refusal(item, what, hint=f'write "{item}" for tcp, udp and sctp, or "tcp/{item}"' if bare else _PORT_EXAMPLE)
-    name, slash, ports = item.partition("/") if "/" in item or re.fullmatch("[0-9-]+", item) is None else ("", "/", item)
-    if name not in _NUMBERS and name:
+    number = re.fullmatch("[0-9]+(-[0-9]+)?", item) is not None
+    name, slash, ports = ("", "/", item) if number else item.partition("/")
+    if name not in _NUMBERS and not number:
         if name.lower() in _NUMBERS:
             raise refusal(item, what, hint=f'names are in lower case: "{item.lower()}"')
         turned = slash and ports in _HAVE_PORTS
