@@ -1,7 +1,7 @@
 # Completion of xdpmonctl for bash. It needs no helper functions, and starts no process.
 
 _xdpmonctl() {
-    local values=' --json --color --bus --for --reason --from-file --interface --confirm --by --limit --port --proto '
+    local values=' --json --color --bus --for --reason --from-file --interface --confirm --by --limit --port --proto --prefix-len --prefix-len6 --address '
     local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command='' option='' index name
     COMPREPLY=()
 
@@ -30,7 +30,9 @@ _xdpmonctl() {
         case $option in
             --json) name='short pretty off' ;;
             --color) name='auto always never' ;;
-            --by) name='bytes packets syn' ;;
+            --by) [[ $command == flows ]] && name='bytes packets' || name='bytes packets syn' ;;
+            --prefix-len) name='8 16 24' ;;
+            --prefix-len6) name='32 48 64' ;;
             --proto) name='tcp udp icmp icmpv6 sctp' ;;
             --for | --confirm) name='60s 10m 1h 1d' ;;
             --interface) name=$(cd /sys/class/net 2>/dev/null && echo *) ;;
@@ -51,12 +53,14 @@ _xdpmonctl() {
             allow | deny) name+=' --for --reason --from-file --force' ;;
             remove) name+=' --force' ;;
             mode) name+=' --interface --confirm --force' ;;
-            top) name+=' --by --limit --port --proto --interval' ;;
+            ports) name+=' --limit --port --proto --local --no-local --interval' ;;
+            top) name+=' --by --limit --port --proto --prefix-len --prefix-len6 --local --no-local --interval --resolve --watch' ;;
+            flows) name+=' --by --limit --port --proto --address --watch' ;;
             events) name+=' --follow -f --limit' ;;
         esac
     else
         case $command in
-            '') name='status allow deny remove list explain mode confirm top events reload check-config' ;;
+            '') name='status allow deny remove list explain mode confirm ports top flows events reload check-config' ;;
             mode) name='monitor enforce default' ;;
             check-config)
                 compopt -o filenames

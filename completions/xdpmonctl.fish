@@ -1,6 +1,6 @@
 # Completion of xdpmonctl for fish.
 
-set -l commands status allow deny remove list explain mode confirm top events reload check-config
+set -l commands status allow deny remove list explain mode confirm ports top flows events reload check-config
 
 complete -c xdpmonctl -f
 
@@ -21,7 +21,9 @@ complete -c xdpmonctl -n $none -a list -d 'All entries of the policy'
 complete -c xdpmonctl -n $none -a explain -d 'What happens to a source'
 complete -c xdpmonctl -n $none -a mode -d 'Show or set the mode'
 complete -c xdpmonctl -n $none -a confirm -d 'Keep the mode that was set with --confirm'
+complete -c xdpmonctl -n $none -a ports -d 'From how many sources each port was reached'
 complete -c xdpmonctl -n $none -a top -d 'Who sends the most'
+complete -c xdpmonctl -n $none -a flows -d 'Which conversations there are'
 complete -c xdpmonctl -n $none -a events -d 'The packets that were reported'
 complete -c xdpmonctl -n $none -a reload -d 'Read the configuration again'
 complete -c xdpmonctl -n $none -a check-config -d 'Check the configuration'
@@ -37,12 +39,24 @@ complete -c xdpmonctl -n "$mode; and not __fish_seen_subcommand_from monitor enf
 complete -c xdpmonctl -n $mode -l interface -x -a '(__fish_print_interfaces)' -d 'On this interface alone'
 complete -c xdpmonctl -n $mode -l confirm -x -a '60s 10m' -d 'Go back after this time unless confirmed'
 
+set -l select '__fish_seen_subcommand_from ports top flows'
+complete -c xdpmonctl -n $select -l port -x -d 'Only what goes to this port'
+complete -c xdpmonctl -n $select -l proto -x -a 'tcp udp icmp icmpv6 sctp' -d 'Only this protocol'
+complete -c xdpmonctl -n '__fish_seen_subcommand_from ports top flows events' -l limit -x -d 'So many rows'
+complete -c xdpmonctl -n '__fish_seen_subcommand_from ports top' -l local -d 'With sources in private networks'
+complete -c xdpmonctl -n '__fish_seen_subcommand_from ports top' -l no-local -d 'Without sources in private networks'
+complete -c xdpmonctl -n '__fish_seen_subcommand_from ports top' -l interval -d 'Only the last full window'
+complete -c xdpmonctl -n '__fish_seen_subcommand_from top flows' -l watch -d 'A live screen'
+
 set -l top '__fish_seen_subcommand_from top'
 complete -c xdpmonctl -n $top -l by -x -a 'bytes packets syn' -d 'Order'
-complete -c xdpmonctl -n $top -l port -x -d 'Only what goes to this port'
-complete -c xdpmonctl -n $top -l proto -x -a 'tcp udp icmp icmpv6 sctp' -d 'Only this protocol'
-complete -c xdpmonctl -n $top -l interval -d 'Only the last full window'
-complete -c xdpmonctl -n '__fish_seen_subcommand_from top events' -l limit -x -d 'So many rows'
+complete -c xdpmonctl -n $top -l prefix-len -x -a '8 16 24' -d 'Sum up IPv4 sources by prefix'
+complete -c xdpmonctl -n $top -l prefix-len6 -x -a '32 48 64' -d 'Sum up IPv6 sources by prefix'
+complete -c xdpmonctl -n $top -l resolve -d 'Show names by DNS'
+
+set -l flows '__fish_seen_subcommand_from flows'
+complete -c xdpmonctl -n $flows -l by -x -a 'bytes packets' -d 'Order'
+complete -c xdpmonctl -n $flows -l address -x -d 'Only flows from or to this address'
 
 complete -c xdpmonctl -n '__fish_seen_subcommand_from events' -s f -l follow -d 'Show events as they happen'
 complete -c xdpmonctl -n '__fish_seen_subcommand_from check-config' -F

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,11 @@ from xdpmond.errors import ERRORS, LockOutError, XdpmondError
 
 NOW = 1_700_000_000.0
 ESCAPE = "\x1b[31mred"
+try:
+    SSH = socket.getservbyport(22, "tcp")
+except OSError:
+    SSH = "-"
+"""What this system calls port 22: /etc/services belongs to a package that need not be installed."""
 
 
 def row(**values: Any) -> dict[str, Any]:
@@ -28,7 +34,25 @@ def row(**values: Any) -> dict[str, Any]:
 
 def talker(**values: Any) -> dict[str, Any]:
     return {"source": "203.0.113.9", "family": "ipv4", "protocol": "tcp", "port": 22, "packets": 1200, "bytes": 72000, "syns": 3,
-            "first_seen": NOW - 60, "last_seen": NOW - 5, "verdict": "log", "rule": "default", **values}  # fmt: skip
+            "first_seen": NOW - 60, "last_seen": NOW - 5, "verdict": "log", "rule": "default", "icmp_type": None,
+            "packets_per_second": 20.0, "bytes_per_second": 1200.5, "country": None, "as_number": None, "as_name": None,
+            **values}  # fmt: skip
+
+
+def port(**values: Any) -> dict[str, Any]:
+    return {"protocol": "tcp", "protocol_num": 6, "port": 22, "icmp_type": None, "sources": {"ipv4": 1234, "ipv6": 56},
+            "running": {"ipv4": 12, "ipv6": 3}, "packets": 1234567, "bytes": 7654321, "exact": True, "error": None, **values}  # fmt: skip
+
+
+def flow(**values: Any) -> dict[str, Any]:
+    return {"source": "203.0.113.9", "destination": "192.0.2.1", "source_port": 40312, "port": 22, "protocol": "tcp", "protocol_num": 6,
+            "icmp_type": None, "interface": "eth0", "family": "ipv4", "packets": 1200, "bytes": 72000, "tcp_flags": "SPA",
+            "first_seen": NOW - 60, "last_seen": NOW - 5, "verdict": "log", "action": "PASS", "active": True, **values}  # fmt: skip
+
+
+def window(number: int, **values: Any) -> dict[str, Any]:
+    return {"number": number, "started": NOW - 60 * (9 - number), "ended": NOW - 60 * (8 - number), "packets": 100 * number,
+            "bytes": 6000 * number, "dropped": 0, "unique": {"ipv4": 3, "ipv6": 1}, "exact": True, "late": False, **values}  # fmt: skip
 
 
 def event(**values: Any) -> dict[str, Any]:
@@ -62,6 +86,8 @@ class FakeDaemon:
         self.calls: list[tuple[Any, ...]] = []
         self.answer: dict[str, Any] = {"notes": []}
         self.rows: list[dict[str, Any]] = []
+        self.ports_rows: list[dict[str, Any]] = []
+        self.windows_rows: list[dict[str, Any]] = []
         self.status = described()
         self.error: XdpmondError | None = None
         self.interrupt = False
@@ -72,9 +98,9 @@ class FakeDaemon:
             raise self.error
         return self.answer
 
-    def _lines(self, *call: Any) -> Iterator[bytes]:
+    def _lines(self, *call: Any, rows: list[dict[str, Any]] | None = None) -> Iterator[bytes]:
         self._reply(*call)
-        for item in self.rows:
+        for item in self.rows if rows is None else rows:
             yield json.dumps(item).encode() + b"\n"
         if self.interrupt:
             raise KeyboardInterrupt
@@ -109,6 +135,15 @@ class FakeDaemon:
 
     def top(self, options: Mapping[str, object]) -> Iterator[bytes]:
         return self._lines("top", dict(options))
+
+    def ports(self, options: Mapping[str, object]) -> Iterator[bytes]:
+        return self._lines("ports", dict(options), rows=self.ports_rows)
+
+    def windows(self, options: Mapping[str, object]) -> Iterator[bytes]:
+        return self._lines("windows", dict(options), rows=self.windows_rows)
+
+    def flows(self, options: Mapping[str, object]) -> Iterator[bytes]:
+        return self._lines("flows", dict(options))
 
     def events(self, options: Mapping[str, object]) -> Iterator[bytes]:
         return self._lines("events", dict(options))
@@ -330,7 +365,7 @@ def test_an_empty_list(fake: FakeDaemon) -> None:
     assert ctl(fake, "list", "--no-legend").out == ""
 
 
-@pytest.mark.parametrize("command", ["list", "top"])
+@pytest.mark.parametrize("command", ["list", "top", "flows"])
 def test_lists_as_json_are_the_daemons_rows(fake: FakeDaemon, command: str) -> None:
     fake.rows = [row(reason=ESCAPE + "\x7f\x9b\u202e"), row(), {"unknown": {"to": ["this", "client"]}}]
     for form in ("short", "pretty"):
@@ -340,17 +375,111 @@ def test_lists_as_json_are_the_daemons_rows(fake: FakeDaemon, command: str) -> N
         assert done.out.replace("\n", "").isprintable()
 
 
+def cells(line: str) -> list[str]:
+    return re.split("  +", line)
+
+
+def moment(when: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(when))
+
+
 def test_top(fake: FakeDaemon) -> None:
     fake.rows = [
-        talker(), talker(source="2001:db8::9", protocol="icmpv6", port=None, verdict="deny", rule="2001:db8::/32", partial=True),
-    ]  # fmt: skip
-    lines = ctl(fake, "top", "--by", "syn", "--limit", "5", "--port", "22", "--proto", "TCP", "--interval").out.splitlines()
-    seen = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(NOW - 5))
-    assert [re.split("  +", line) for line in lines[1:]] == [
-        ["203.0.113.9", "tcp/22", "1200", "72000", "3", "log", seen, "default"],
-        ["2001:db8::9", "icmpv6", "≥1200", "≥72000", "≥3", "deny", seen, "2001:db8::/32"],
+        talker(),
+        talker(source="2001:db8::9", protocol="icmpv6", port=None, icmp_type=128, verdict="deny", rule="2001:db8::/32", partial=True),
     ]
-    assert fake.calls == [("top", {"by": "syn", "limit": 5, "port": 22, "protocol": "tcp", "interval": True})]
+    words = ["--by", "syn", "--limit", "5", "--port", "22", "--proto", "TCP", "--prefix-len", "24", "--prefix-len6", "48", "--no-local"]
+    lines = ctl(fake, "top", "--interval", *words).out.splitlines()
+    first, seen = moment(NOW - 60), moment(NOW - 5)
+    assert [cells(line) for line in lines] == [
+        ["SOURCE", "TO", "PACKETS", "PACKETS/S", "BYTES", "BYTES/S", "SYNS", "SYNS/S", "VERDICT", "RULE", "FIRST", "SEEN"],
+        ["203.0.113.9", "tcp/22", "1200", "20", "72000", "1200.5", "3", "0.05", "log", "default", first, seen],
+        ["2001:db8::9", "icmpv6 echo-request", "≥1200", "20", "≥72000", "1200.5", "≥3", "0.05", "deny", "2001:db8::/32", first, seen],
+    ]
+    asked = {"by": "syn", "limit": 5, "port": 22, "protocol": "tcp", "interval": True, "local": False}
+    assert fake.calls == [("top", asked | {"prefix_length": 24, "prefix_length6": 48})]
+    ctl(fake, "top", "--local")
+    assert fake.calls[-1] == ("top", {"by": "bytes", "limit": 20, "local": True})
+
+
+def test_top_names_the_owner_of_an_address_where_that_is_known(fake: FakeDaemon) -> None:
+    fake.rows = [talker(), talker(country="DE", as_number=64500, as_name=f"Net {ESCAPE}")]
+    lines = ctl(fake, "top").out.splitlines()
+    assert [cells(line)[-2:] for line in lines] == [["COUNTRY", "AS"], ["-", "-"], ["DE", "AS64500 Net \\x1b[31mred"]]
+
+
+LONG = "2001:db8:1234:5678:9abc:def0:1234:567"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
+@pytest.mark.parametrize("command", ["top", "flows"])
+@pytest.mark.parametrize("colour", ["always", "never"])
+def test_tables_of_traffic_fit_the_terminal_and_keep_the_addresses(fake: FakeDaemon, command: str, width: int, colour: str) -> None:
+    sources = ["203.0.113.9", *(f"{LONG}{index}" for index in range(3))]
+    if command == "top":
+        fake.rows = [talker(source=source, protocol="icmpv6", port=None, icmp_type=135, packets=10**8) for source in sources]
+    else:
+        fake.rows = [flow(source=source, destination=f"{LONG}f", source_port=65535) for source in sources]
+    done = ctl(fake, command, f"--color={colour}", terminal=True, environ={"COLUMNS": str(width)})
+    lines = unpainted(done.out).splitlines()
+    assert all(len(line) <= width or (LONG in line and len(line.split()) == 1) for line in lines), "only an address is ever wider"
+    for source in sources:
+        assert sum(source in line for line in lines) == 1
+    key = next(at for at, line in enumerate(lines) if "BYTES" in line)
+    assert width < 80 or ("VERDICT" in lines[key] if command == "top" else "PROTOCOL" in lines[key])
+
+
+def test_top_on_a_terminal_shows_what_matters_in_80_columns(fake: FakeDaemon) -> None:
+    fake.rows = [talker(source=f"203.0.113.{index}", packets=123456, bytes=10**9) for index in range(100, 120)]
+    lines = screen(fake, "top", SSH_CONNECTION="203.0.113.101 1 192.0.2.1 22")
+    assert cells(lines[0].strip()) == ["SOURCE", "TO", "BYTES", "BYTES/S", "SYNS", "VERDICT", "RULE", "FIRST"]
+    assert cells(lines[3].strip())[0] == "203.0.113.101 (you)"
+    assert len(lines) == 22, "with the prompt and the command they are a screen"
+
+
+def test_flows(fake: FakeDaemon) -> None:
+    fake.rows = [
+        flow(), flow(source="2001:db8::9", destination="2001:db8::1", protocol="icmpv6", port=None, source_port=None, icmp_type=128,
+                     tcp_flags="", verdict="deny", action="DROP"),
+    ]  # fmt: skip
+    words = ["--by", "packets", "--limit", "7", "--port", "22", "--proto", "tcp", "--address", "203.0.113.9"]
+    lines = ctl(fake, "flows", *words).out.splitlines()
+    assert [cells(line)[:9] for line in lines] == [
+        ["SOURCE", "DESTINATION", "PROTOCOL", "PACKETS", "PACKETS/S", "BYTES", "BYTES/S", "FLAGS", "VERDICT"],
+        ["203.0.113.9:40312", "192.0.2.1:22", "tcp", "1200", "21.818", "72000", "1309.091", "SPA", "log"],
+        ["2001:db8::9", "2001:db8::1", "icmpv6 echo-request", "1200", "21.818", "72000", "1309.091", "-", "deny DROP"],
+    ]
+    assert fake.calls == [("flows", {"by": "packets", "limit": 7, "port": 22, "protocol": "tcp", "address": "203.0.113.9"})]
+    fake.rows = []
+    assert ctl(fake, "flows").out.splitlines()[-1] == "no flow was seen yet"
+    assert ctl(fake, "flows", "--port", "1").out.splitlines()[-1] == "no flow was seen like that"
+
+
+def test_ports(fake: FakeDaemon) -> None:
+    fake.ports_rows = [
+        port(), port(protocol="icmp", port=None, icmp_type=8, exact=False, error=0.023), port(protocol="tcp", port=None, exact=False),
+    ]  # fmt: skip
+    lines = ctl(fake, "ports", "--limit", "3", "--proto", "ICMP", "--no-local", "--interval").out.splitlines()
+    assert [cells(line) for line in lines] == [
+        ["TO", "SERVICE", "IPV4", "IPV6", "ERROR", "PACKETS", "BYTES", "IPV4 NOW", "IPV6 NOW"],
+        ["tcp/22", SSH, "1234", "56", "-", "1234567", "7654321", "12", "3"],
+        ["icmp echo-request", "-", "~1234", "~56", "±2.3 %", "≥1234567", "≥7654321", "~12", "~3"],
+        ["tcp", "-", "≥1234", "≥56", "-", "≥1234567", "≥7654321", "≥12", "≥3"],
+    ]
+    assert fake.calls == [("ports", {"limit": 3, "protocol": "icmp", "local": False, "interval": True})]
+
+
+def test_ports_on_a_terminal(fake: FakeDaemon) -> None:
+    fake.ports_rows = [port(), port(protocol="icmpv6", port=None, icmp_type=42)]
+    lines = screen(fake, "ports")
+    assert max(map(len, lines)) <= 80
+    assert "ERROR" not in lines[0]
+    assert cells(lines[-1].strip()) == ["icmpv6 type 42", *(["-"] if SSH != "-" else []), "1,234", "56", "1.23 M", "7.65 MB", "12", "3"]
+    assert "NOW" not in screen(fake, "ports", "--interval")[0]
+    fake.ports_rows[0].update(exact=False, error=0.023)
+    assert "~ an estimate" in screen(fake, "ports")[-1]
+    fake.ports_rows = []
+    assert screen(fake, "ports")[-1] == "no port was reached yet"
 
 
 def test_explain(fake: FakeDaemon) -> None:

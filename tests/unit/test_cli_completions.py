@@ -20,7 +20,8 @@ OPTIONS = {name: set(child.options()) for name, child in subparsers(build_parser
 TOP_OPTIONS = set(build_parser().options())
 VALUES = {
     ("--json",): {"short", "pretty", "off"}, ("list", "--color"): {"auto", "always", "never"}, ("top", "--by"): {"bytes", "packets", "syn"},
-    ("mode",): {"monitor", "enforce", "default"},
+    ("mode",): {"monitor", "enforce", "default"}, ("flows", "--by"): {"bytes", "packets"},
+    ("ports", "--proto"): {"tcp", "udp", "icmp", "icmpv6", "sctp"},
 }  # fmt: skip
 
 

@@ -49,9 +49,23 @@ def test_numbers_are_checked() -> None:
         ["top", "--port", "65536"],
         ["top", "--limit", "²"],
         ["top", "--port", "x"],
+        ["top", "--prefix-len", "33"],
+        ["top", "--prefix-len6", "129"],
+        ["top", "--watch", "0"],
+        ["top", "--watch", "nan"],
+        ["flows", "--watch", "1m"],
+        ["flows", "--by", "syn"],
     ):
         with pytest.raises(UsageError):
             parse(words)
+
+
+def test_what_was_not_given_is_told_from_what_was() -> None:
+    found = parse(["top"])
+    assert (found.local, found.watch, found.prefix_len, found.prefix_len6) == (None, None, None, None)
+    assert (parse(["top", "--local"]).local, parse(["ports", "--no-local"]).local) == (True, False)
+    assert [parse(["flows", *words]).watch for words in (["--watch"], ["--watch", "0.5"], ["--watch=5s"])] == [0.0, 0.5, 5.0]
+    assert parse(["top", "--prefix-len", "0", "--prefix-len6=64"]).prefix_len == 0
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ ROOT_HINT = "run it with sudo, or have an administrator allow it by polkit"
 
 _OPTION_TYPES = {
     "seconds": "d", "reason": "s", "force": "b", "peers": "as", "interface": "s", "confirm": "d", "by": "s", "limit": "u", "port": "q",
-    "protocol": "s", "interval": "b",
+    "protocol": "s", "interval": "b", "local": "b", "address": "s", "prefix_length": "q", "prefix_length6": "q",
 }  # fmt: skip
 
 
@@ -107,6 +107,15 @@ class Daemon:
 
     def top(self, options: Mapping[str, object]) -> Iterator[bytes]:
         return self._bulk("Top", options)
+
+    def ports(self, options: Mapping[str, object]) -> Iterator[bytes]:
+        return self._bulk("Ports", options)
+
+    def windows(self, options: Mapping[str, object]) -> Iterator[bytes]:
+        return self._bulk("Windows", options)
+
+    def flows(self, options: Mapping[str, object]) -> Iterator[bytes]:
+        return self._bulk("Flows", options)
 
     def events(self, options: Mapping[str, object]) -> Iterator[bytes]:
         return self._bulk("Events", options)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .context import Context
 
 PROGRAM = "xdpmonctl"
+LEAST_SECONDS, MOST_SECONDS = 0.2, 3600
+"""Between two refreshes of a live screen."""
 
 
 class Command(NamedTuple):
@@ -193,12 +195,47 @@ def _mode(parser: argparse.ArgumentParser) -> None:
     _force(parser, "even if it cuts off an SSH connection, or denies all unlisted sources")
 
 
-def _top(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--by", choices=("bytes", "packets", "syn"), default="bytes", metavar="KEY", help="order by bytes, packets or syn")
-    parser.add_argument("--limit", type=_whole, default=20, metavar="N", help="so many rows; 20 unless given")
+def _select(parser: argparse.ArgumentParser, unit: str) -> None:
+    """What is asked of ports, talkers and flows alike."""
+    parser.add_argument("--limit", type=_whole, default=20, metavar="N", help=f"so many {unit}; 20 unless given")
     parser.add_argument("--port", type=_port, metavar="P", help="only what goes to this port")
     parser.add_argument("--proto", metavar="P", help="only this protocol, by name or number")
+
+
+def _local(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--local", action=argparse.BooleanOptionalAction, help="with or without sources in private networks; else as show_local says"
+    )
+
+
+def _watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--watch", nargs="?", type=_seconds, const=0.0, metavar="SECONDS", help="a live screen, refreshed every 2 seconds unless given"
+    )
+
+
+def _ports(parser: argparse.ArgumentParser) -> None:
+    _select(parser, "ports")
+    _local(parser)
+    parser.add_argument("--interval", action="store_true", help="only the last full window, not the running one")
+
+
+def _top(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--by", choices=("bytes", "packets", "syn"), default="bytes", metavar="KEY", help="order by bytes, packets or syn")
+    _select(parser, "rows")
+    parser.add_argument("--prefix-len", type=_length(32), metavar="N", help="sum up IPv4 sources by prefixes of this length, such as 24")
+    parser.add_argument("--prefix-len6", type=_length(128), metavar="N", help="the same for IPv6, such as 64")
+    _local(parser)
     parser.add_argument("--interval", action="store_true", help="only what came in the last full window, not since")
+    parser.add_argument("--resolve", action="store_true", help="show the names that DNS has for the sources")
+    _watch(parser)
+
+
+def _flows(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--by", choices=("bytes", "packets"), default="bytes", metavar="KEY", help="order by bytes or packets")
+    _select(parser, "flows")
+    parser.add_argument("--address", metavar="A", help="only flows from or to this address")
+    _watch(parser)
 
 
 def _events(parser: argparse.ArgumentParser) -> None:
@@ -222,6 +259,25 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _length(most: int) -> Callable[[str], int]:
+    def length(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and int(text) <= most):
+            raise argparse.ArgumentTypeError(f"'{text}' is not a prefix length: 0 to {most}")
+        return int(text)
+
+    return length
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text.removesuffix("s"))
+    except ValueError:
+        seconds = 0.0
+    if not LEAST_SECONDS <= seconds <= MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds from {LEAST_SECONDS} to {MOST_SECONDS}")
+    return seconds
+
+
 COMMANDS: tuple[Command, ...] = (
     Command("status", "", "what is going on: mode, rates, drops, top sources, losses", _none, "status:status"),
     Command("allow", "PREFIX... | --from-file FILE", "let sources in", _change, "policy:allow"),
@@ -237,8 +293,10 @@ COMMANDS: tuple[Command, ...] = (
     Command("explain", "ADDRESS", "what happens to a source, which entry decides, and what it sent", _explain, "policy:explain"),
     Command("mode", "[monitor | enforce | default]", "show or set the mode", _mode, "control:mode"),
     Command("confirm", "", "keep the mode that was set with --confirm", _none, "control:confirm"),
-    Command("top", "", "who sends the most, to which port", _top, "traffic:top"),
-    Command("events", "", "the packets that were reported, last or live", _events, "traffic:events"),
+    Command("ports", "", "from how many sources each port was reached", _ports, "ports:ports"),
+    Command("top", "", "who sends the most, to which port; once or live", _top, "talkers:top"),
+    Command("flows", "", "which conversations there are, and how large", _flows, "talkers:flows"),
+    Command("events", "", "the packets that were reported, last or live", _events, "events:events"),
     Command("reload", "", "read the configuration again", _none, "control:reload"),
     Command("check-config", "[FILE]", "check the configuration without touching the daemon", _check, "control:check_config"),
 )

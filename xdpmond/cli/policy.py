@@ -14,8 +14,8 @@ from ..errors import UsageError, XdpmondError
 from . import fields
 from .context import Context
 from .fields import Document
+from .protocols import target
 from .render import ACTION_COLOURS, VERDICT_COLOURS, Cell, columns, plural, safe, short_bytes, span
-from .status import target
 
 LONGEST_CALL = 8192
 """Characters of prefixes in one call; more travel as a descriptor, since the daemon takes no large messages."""

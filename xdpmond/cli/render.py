@@ -109,6 +109,8 @@ class Column(NamedTuple):
     title: str
     right: bool
     """It holds numbers."""
+    rank: int = 0
+    """Where a table is made to fit: 0 is always shown, and of the others those of high rank are left out first."""
 
 
 def columns(*titles: str) -> list[Column]:
@@ -130,7 +132,7 @@ def write_table(
     return _write_plain(out, style, columns, stream, legend)
 
 
-def _text(cell: Cell) -> str:
+def cell_text(cell: Cell) -> str:
     return cell if isinstance(cell, str) else cell[0]
 
 
@@ -138,7 +140,7 @@ def _write_plain(out: TextIO, style: Style, columns: Sequence[Column], rows: Ite
     sample = list(itertools.islice(rows, SAMPLE_ROWS))
     widths = [len(column.title) if legend else 0 for column in columns]
     for row in sample:
-        widths = [max(width, len(_text(cell))) for width, cell in zip(widths, row, strict=True)]
+        widths = [max(width, len(cell_text(cell))) for width, cell in zip(widths, row, strict=True)]
     if legend:
         out.write(format_row(style, columns, widths, [(column.title, "bold") for column in columns]) + "\n")
     total, everything = 0, itertools.chain(sample, rows)
@@ -178,7 +180,7 @@ def _draw(out: TextIO, style: Style, columns: Sequence[Column], rows: Sequence[S
         from rich.text import Text
     except ImportError:
         return False
-    widths = [max([len(column.title), *(len(_text(row[index])) for row in rows)]) for index, column in enumerate(columns)]
+    widths = [max([len(column.title), *(len(cell_text(row[index])) for row in rows)]) for index, column in enumerate(columns)]
     if sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], LEAST_WIDTH) > width:
         return False  # rich would cut columns off; plainly written lines are wrapped by the terminal
     table = Table(box=SIMPLE_HEAD if legend else None, show_header=legend, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -189,6 +191,6 @@ def _draw(out: TextIO, style: Style, columns: Sequence[Column], rows: Sequence[S
             min_width=None if index == len(columns) - 1 else widths[index],
         )  # fmt: skip
     for row in rows:
-        table.add_row(*(Text(_text(cell) or "-", style="" if isinstance(cell, str) else cell[1]) for cell in row))
+        table.add_row(*(Text(cell_text(cell) or "-", style="" if isinstance(cell, str) else cell[1]) for cell in row))
     Console(file=out, width=width, force_terminal=style.enabled, no_color=not style.enabled, highlight=False).print(table)
     return True

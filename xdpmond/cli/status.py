@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from . import fields
 from .context import Context
 from .fields import Document
+from .protocols import target
 from .render import VERDICT_COLOURS, Cell, Style, columns, format_row, percent, safe, short, short_bytes, span
 
 SCREEN_LINES = 23
@@ -291,12 +292,6 @@ class Screen:
             aside = " " * gap + what if LABEL + len(command) + gap + len(what) <= self._width else ""
             lines.append(self._style(f"{'' if index else 'next':<{LABEL}}") + self._style(command, "cyan") + aside)
         return lines
-
-
-def target(talker: Document) -> str:
-    """What a talker talks to: `tcp/22`, or `icmp` where there is no port."""
-    protocol, port = safe(fields.text(talker, "protocol")), fields.text(talker, "port")
-    return f"{protocol}/{safe(port)}" if port else protocol
 
 
 def _counted(numbers: Document, **words: str) -> list[Cell]:
