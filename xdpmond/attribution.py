@@ -234,6 +234,9 @@ class RuleBook:
         self._begun = False
         self._digest = 0
         self._changes: list[Change] = []
+        self.decided: dict[tuple[Verdict, Origin], Count] = {}
+        """What entries of each verdict and origin have decided on, in the windows that were closed here. An entry that goes takes nothing
+        with it, so that these sums only grow."""
 
     def changing(self) -> None:
         """The policy is about to change: after a crash from now on nobody knows which one holds."""
@@ -288,6 +291,7 @@ class RuleBook:
         """Add the rows of the window that has ended; the next one `began` then. `lost` packets have found no place in the talker table
         since the counting began, `lost_before` of them for certain before that."""
         found = self._attribute(rows)
+        self._add_decided(found.counts)
         store = self._store
         for change in self._changes:
             gone = store.prefixes() if change.touched is None else change.touched
@@ -302,6 +306,14 @@ class RuleBook:
         self._changes = [change for change in self._changes if change.at > began]
         store.changed = max((change.at for change in self._changes), default=0.0)
         store.end()
+
+    def _add_decided(self, counts: Mapping[Prefix, Count]) -> None:
+        decided = dict(self.decided)
+        for prefix, count in counts.items():
+            (entry, *_) = self._policy.at(prefix)
+            of = entry.verdict, entry.origin
+            decided[of] = decided.get(of, Count()) + count
+        self.decided = decided  # as a whole: others read it meanwhile
 
     def counts(self, running: np.ndarray, lost: int) -> RuleCounts:
         """The sums with the running window's rows."""

@@ -185,6 +185,18 @@ def test_windows_add_up_and_the_running_one_is_shown_with_them(world):
     assert not world.ledger["attributing"]
 
 
+def test_what_was_decided_is_summed_by_verdict_and_origin_and_never_falls(world):
+    denied = world.policy.at(Prefix.parse("10.0.0.0/8"))[0]
+    world.close(packet("10.2.0.1", 1.0, 5), packet("192.0.2.1", 1.0, 2), packet("8.8.8.8", 1.0, 100))
+    world.apply(world.policy.with_changes([entry("172.16.0.0/12", Verdict.ALLOW, Origin.AUTOMATIC)]), "172.16.0.0/12")
+    world.close(packet("172.16.0.1", just_now(), 3))
+    expected = {(denied.verdict, denied.origin): Count(7, 7 * BYTES), (Verdict.ALLOW, Origin.AUTOMATIC): Count(3, 3 * BYTES)}
+    assert world.book.decided == expected
+    world.remove("10.0.0.0/8")
+    world.close()
+    assert world.book.decided == expected
+
+
 def test_a_restart_with_the_same_policy_is_not_seen(world):
     world.close(packet("10.2.0.1", 1.0, 5))
     world.start()
