@@ -33,6 +33,7 @@ from .errors import (
 )
 from .feeds import EventFeed, EventHub
 from .interfaces import DEFAULT, InterfaceState
+from .measures import Numbers, Reloads
 from .messages import Message, Record
 from .model import Caller, Entry, Mode, Origin, Prefix, RuleCounts, Total, Verdict, parse_address
 from .modes import Modes
@@ -116,6 +117,7 @@ class Service:
         """Of the windows. Whoever ends them sets it anew."""
         self.started = ports.clock()
         self.version = __version__
+        self._reloads = Reloads(last_good=self.started)
 
     # What the bus shows as properties
 
@@ -486,6 +488,7 @@ class Service:
             except Exception as error:
                 said = str(error) if isinstance(error, XdpmondError) else f"internal error: {error!r}"
                 self._last_reload = {"when": self._ports.clock(), "ok": False, "message": said}
+                self._reloads = replace(self._reloads, refused=self._reloads.refused + 1, ok=False)
                 code = error.code if isinstance(error, XdpmondError) else XdpmondError.code
                 self._report(Message.RELOAD_REFUSED, f"the configuration is refused, the old settings stay: {said}", code=code)
                 self.notify("", {})
@@ -495,6 +498,7 @@ class Service:
                 self._untidy.set()
             message = f"configuration read again: {changed} rule{'s' if changed != 1 else ''} changed"
             self._last_reload = {"when": self._ports.clock(), "ok": True, "message": message}
+            self._reloads = replace(self._reloads, good=self._reloads.good + 1, last_good=self._ports.clock(), ok=True)
         self._report(Message.RELOADED, "; ".join([message, *notes]), changed=changed, caller_uid=caller.uid)
         self.notify("PolicyChanged", {"change": "reload", "prefixes": [], "count": changed, "reason": "", "uid": caller.uid})
         return {"message": message, "notes": notes, "changed": changed}
@@ -557,6 +561,22 @@ class Service:
             "last_reload": last_reload,
             "configuration": {"files": list(view.config.files), "warnings": warnings},
         }
+
+    async def measurements(self) -> Numbers:
+        """What metrics are made from. Talkers are not read for it: it is asked every few seconds."""
+        kernel = self._ports.kernel
+
+        def read() -> tuple[list[Total], Any, Mapping[str, Any]]:
+            return kernel.totals(), kernel.tallies(), kernel.facts()
+
+        totals, tallies, facts = await self._ports.in_kernel_thread(read)
+        view, states, policy = self._view(), self._ports.interface_states(), self._policy
+        return Numbers(
+            at=self._ports.clock(), version=self.version, started=self.started, config=view.config, mode=self.mode,
+            modes={state.name: view.modes.of(view.config, state.name) for state in states}, totals=totals, tallies=tallies, facts=facts,
+            tracked=view.progress.tracked, interfaces=states, losses=self._ports.losses(), reloads=self._reloads, window=view.progress.last,
+            entries={(verdict, origin): policy.count(origin, verdict) for verdict in (Verdict.ALLOW, Verdict.DENY) for origin in Origin},
+        )  # fmt: skip
 
     def _pending_confirmation(self) -> Json | None:
         if self._unconfirmed is None:

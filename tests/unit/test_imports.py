@@ -47,12 +47,13 @@ ROOMS = {
     "feeds": {"model", "batch", "messages", "lines"},
     "names": VALUES | {"config"},
     "documents": VALUES | {"config", "policy", "windows", "rows", "ports", "names", "interfaces"},
+    "measures": VALUES | {"config", "interfaces", "messages", "ports", "rows", "windows"},
     "answers": VALUES | {"config", "policy", "windows", "detect", "rows", "ports", "names", "modes", "documents"},
     "service": VALUES
     | {"config", "policy", "windows", "detect", "rows", "state", "messages", "interfaces", "modes", "feeds", "documents", "answers"}
-    | {"prefixes", "prefixfile", "memory", "ports", "names", ""},
+    | {"prefixes", "prefixfile", "memory", "ports", "names", "measures", ""},
     "systemd": set(),
-    "sinks": VALUES | {"config", "messages", "batch", "lines"},
+    "sinks": VALUES | {"config", "messages", "batch", "lines", "measures"},
     "bus": VALUES | {"service"},
     "cli": VALUES | {""},
 }
@@ -74,6 +75,7 @@ LIBRARIES = {
         "kernel/",
         "sinks/",
         "rows.py",
+        "measures.py",
         "ports.py",
         "flowrows.py",
         "sketches.py",
@@ -91,11 +93,13 @@ LIBRARIES = {
         "answers.py",
     },
     "systemd": {"sinks/", "systemd.py"},
+    "prometheus_client": {"sinks/"},
+    "maxminddb": {"names.py"},
     "rich": {"cli/"},
 }
 """Library -> where alone it may be imported. What is not named here is not a dependency of ours."""
 
-LAZY = {"bcc", "rich"}
+LAZY = {"bcc", "rich", "prometheus_client", "maxminddb"}
 """Never imported by merely importing the module: the one maps LLVM, the other may be absent."""
 
 SOURCES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
