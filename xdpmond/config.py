@@ -22,6 +22,7 @@ from typing import Any, TypeVar, cast
 from . import tomllines
 from .errors import ConfigError, GuardError, XdpmondError
 from .kinds import (
+    ENDPOINT,
     ENTRIES,
     FILES,
     INTERFACES,
@@ -44,7 +45,7 @@ from .kinds import (
     show_key,
     size,
 )
-from .model import AttachMode, Entry, Listen, Mode, Origin, Port, PortRange, Prefix, Verdict
+from .model import AttachMode, Endpoint, Entry, Listen, Mode, Origin, Port, PortRange, Prefix, Verdict
 from .prefixes import Bulk, PrefixSet
 from .prefixfile import read_list
 
@@ -62,8 +63,27 @@ def _needed(kind: Kind[T], help: str) -> T:
 
 
 class LogFormat(StrEnum):
+    CONSOLE = "console"
     JSONL = "jsonl"
     CSV = "csv"
+
+
+class LogFields(StrEnum):
+    XDPMOND = "xdpmond"
+    ECS = "ecs"
+
+
+def _parse_log_format(value: object) -> LogFormat:
+    if value == "json":
+        # An array is valid only with its last bracket, and whatever comes after that would have to be written over it.
+        raise ConfigError(
+            "'json' would be one array, and no file that grows is a valid one at every moment",
+            hint='write "jsonl": an object a line, which can be read while it grows; jq -s makes an array of it',
+        )
+    return choice(LogFormat).parse(value)
+
+
+_LOG_FORMAT = dataclasses.replace(choice(LogFormat), parse=_parse_log_format)
 
 
 # A row reads as a row, and its default is evaluated once, as it should be.
@@ -186,6 +206,39 @@ class Names:
 
 
 @dataclass(frozen=True, slots=True)
+class Flows:
+    """`[flows]`: what came from one source, address and port, to one destination by one protocol."""
+
+    enable: bool = _setting(False, SWITCH, """
+        Count flows, for `xdpmonctl flows` and for `[ipfix]`. Each takes an entry in the table of talkers (`tables.talkers`), of 128 bytes
+        then. A change takes effect at the next start.""")
+    active_timeout: float = _setting(300.0, duration(1, 86400), """
+        The record of a flow that goes on ends after so long, and another one begins. Flows are counted by windows (`window`), so a record
+        ends with one: up to a window later.""")
+    inactive_timeout: float = _setting(30.0, duration(1, 86400), """
+        The record of a flow ends when nothing has come for so long, again up to a window later. That of a TCP connection ends 2 s after its
+        FIN or RST.""")
+    records: int = _setting(262144, number(1024, 16777216), """
+        The most records that are kept, 113 bytes each while there are so many. A flow that finds no room makes a record that ends with its
+        window, and is not shown.""")
+
+
+@dataclass(frozen=True, slots=True)
+class IPFIX:
+    """`[ipfix]`: records of flows for a collector, as IPFIX (RFC 7011) over UDP. `flows.enable` has to be set."""
+
+    collector: Endpoint | None = _setting(None, ENDPOINT, """
+        Where to send them; 4739 is the port for IPFIX. The datagrams are not encrypted, and whoever sees them sees who talked to this host.
+        A name is looked up again when the collector does not answer, and at each `template_interval`.""")
+    observation_domain: int = _setting(1, number(0, 4294967295), """
+        The number by which the collector tells these records from those of other exporters on this host.""")
+    template_interval: float = _setting(60.0, duration(1, 3600), """
+        How often the templates are sent, without which a collector cannot read the records: one that was restarted waits for them.""")
+    packet_size: int = _setting(1400, number(512, 8952), """
+        The most bytes of a datagram, without the 28 or 48 of its UDP and IP headers. What does not fit the path is sent in fragments.""")
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """`[[log]]`: a file to which all events are written, a line each. There may be several; those of all files add up. Nothing is forced to
     the disk: what the kernel has not written when the power fails is lost."""
@@ -193,9 +246,12 @@ class Log:
     path: str = _needed(PATH, """
         Where the file is. The service may write below /var/log/xdpmond; for another place name its directory in `ReadWritePaths=`
         (systemctl edit xdpmond). A new file is readable for its group, in /var/log/xdpmond for adm.""")
-    format: LogFormat = _setting(LogFormat.JSONL, choice(LogFormat), """
-        "jsonl" is a JSON object a line, "csv" a header line and then a record a line by RFC 4180. The fields are those that
-        `xdpmonctl events` gives.""")
+    format: LogFormat = _setting(LogFormat.JSONL, _LOG_FORMAT, """
+        "jsonl" is a JSON object a line, "csv" a header line and then a record a line by RFC 4180, both with the fields that
+        `xdpmonctl events --json=short` gives. "console" is a line for a person, as `xdpmonctl events` prints it, with date and zone.""")
+    fields: LogFields = _setting(LogFields.XDPMOND, choice(LogFields), """
+        What the fields of "jsonl" are called: as in the journal and on the bus, or by the Elastic Common Schema ("ecs"), so that
+        Elasticsearch takes the lines as they are.""")
     rotate_size: int = _setting(100 << 20, size(1 << 16, 1 << 40, or_zero="for any size"), """
         Begin a new file when this one has grown so large. The old one gets the time as a suffix to its name.""")
     rotate_age: float = _setting(0.0, duration(60, 31 * 86400, or_zero="for any age"), """
@@ -255,6 +311,8 @@ class Config:
     journal: Journal = field(default_factory=Journal)
     bus: Bus = field(default_factory=Bus)
     names: Names = field(default_factory=Names)
+    flows: Flows = field(default_factory=Flows)
+    ipfix: IPFIX = field(default_factory=IPFIX)
     metrics: Metrics = field(default_factory=Metrics)
     influxdb: InfluxDB = field(default_factory=InfluxDB)
     log: tuple[Log, ...] = ()
@@ -285,6 +343,7 @@ class Config:
 
 TABLES: dict[str, type] = {
     "events": Events, "tables": Tables, "journal": Journal, "bus": Bus, "names": Names, "metrics": Metrics, "influxdb": InfluxDB,
+    "flows": Flows, "ipfix": IPFIX,
 }  # fmt: skip
 ARRAYS: dict[str, type] = {"log": Log}
 """Arrays of tables."""
@@ -420,6 +479,8 @@ class _Found:
             if key not in values:
                 raise place.error((name, index), ConfigError(f"{key} is missing", hint=f"each [[{name}]] has its own"))
         item = ARRAYS[name](**values, source=place.of((name, index)))
+        if name == "log" and item.fields is not LogFields.XDPMOND and item.format is not LogFormat.JSONL:
+            raise place.error((name, index, "fields"), ConfigError(f'"{item.fields}" is for format = "jsonl"', hint="leave it out"))
         same = tuple(values[key] for key in needed)
         before = self._items[name].setdefault(same, item)
         if before is not item:
@@ -450,6 +511,8 @@ class _Found:
         config = Config(**self._under(), **tables, **arrays, interfaces=interfaces, files=files)
         _check_metrics(config.metrics, self._contradiction)
         _check_influxdb(config.influxdb, self._contradiction)
+        if config.ipfix.collector and not config.flows.enable:
+            raise self._contradiction("ipfix", "collector", "there are no flows to send", "set enable = true in [flows]")
         config = dataclasses.replace(config, lists=self._read_lists(config.tables.prefixes))
         number = config.count(Verdict.ALLOW) + config.count(Verdict.DENY)
         if number > config.tables.prefixes:

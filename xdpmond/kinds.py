@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from .errors import ConfigError
-from .model import PROTOCOL_NAMES, Listen, Port, PortRange, Prefix
+from .model import PROTOCOL_NAMES, Endpoint, Listen, Port, PortRange, Prefix
 from .units import format_duration, parse_duration, parse_reason
 
 T = TypeVar("T")
@@ -202,6 +202,24 @@ def _parse_listen(value: object) -> Listen:
 _LONGEST_SOCKET_PATH = 107
 
 
+def _parse_endpoint(value: object) -> Endpoint | None:
+    if value == "":
+        return None
+    example = 'write "HOST:PORT", for example "192.0.2.1:4739", "collector.example.net:4739" or "[2001:db8::1]:4739"'
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9_.-]{1,253})):([1-9][0-9]{0,4})", value) if isinstance(value, str) else None
+    if match is None or int(match[3]) > 65535:
+        raise refusal(value, "a host and a port", hint=example)
+    host = match[1] or match[2]
+    try:
+        if match[1]:
+            host = socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, host))
+        elif re.fullmatch("[0-9.]+", host):
+            socket.inet_pton(socket.AF_INET, host)
+    except OSError:
+        raise refusal(host, "an IP address", hint=example) from None
+    return Endpoint(host, int(match[3]))
+
+
 def _parse_users(value: object) -> tuple[str, ...]:
     items = _parse_list(value, "users, each with a hashed password")
     for item in items:
@@ -317,6 +335,7 @@ INTERFACES = Kind("an interface name, or a list of them", _parse_interfaces, _sh
 PATH = Kind("the path of a file, from / on", _parse_path, lambda value: json.dumps(value))
 NO_PATH = optional(PATH)
 LISTEN = Kind('"ADDRESS:PORT", "[ADDRESS]:PORT" or "unix:PATH"', _parse_listen, lambda value: f'"{value}"')
+ENDPOINT: Kind[Endpoint | None] = Kind('"HOST:PORT", "[ADDRESS]:PORT", or "" for none', _parse_endpoint, lambda value: f'"{value or ""}"')
 USERS = Kind("a list of lines made by `xdpmond --hash-password`", _parse_users, _show_list)
 TEXT = Kind("a text", _parse_text, lambda value: json.dumps(value))
 URL = Kind('"http://HOST:PORT", "https://HOST:PORT", "unix:PATH", or "" for none', _parse_url, lambda value: f'"{value}"')

@@ -431,6 +431,17 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where to send to: a host's name or address, and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks for a change: the uid, the unique bus name (or "SIGHUP"), and the process as it was when first seen."""
 

@@ -14,7 +14,7 @@ from xdpmond.config import ANY_NAME, EACH, SETTINGS, Config, ConfigPaths, Interf
 from xdpmond.configdoc import vendor_toml, with_settings
 from xdpmond.errors import ConfigError, GuardError
 from xdpmond.kinds import ENTRIES
-from xdpmond.model import AttachMode, Listen, Mode, Origin, Port, PortRange, Verdict
+from xdpmond.model import AttachMode, Endpoint, Listen, Mode, Origin, Port, PortRange, Verdict
 
 ROOT = Path(__file__).parents[2]
 MAN_PAGE = ROOT / "man" / "xdpmond.toml.5"
@@ -63,8 +63,8 @@ def test_each_default_as_the_manual_shows_it_reads_back(setting):
     assert setting.kind.parse(tomllib.loads(f"x = {setting.kind.show(setting.default)}")["x"]) == setting.default
 
 
-FOR_INFLUXDB_2 = {("influxdb", name) for name in ("bucket", "organization", "token")}
-"""They do not go with those for InfluxDB 1."""
+NOT_WITH_OTHERS = {("log", EACH, "fields"), *(("influxdb", name) for name in ("bucket", "organization", "token"))}
+"""They do not go with those for CSV and for InfluxDB 1."""
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,16 @@ def test_each_setting_can_be_set_and_arrives(tree):
         [interfaces.eth1]
         attach = "native"
         mode = "monitor"
+        [flows]
+        enable = true
+        active_timeout = "2m"
+        inactive_timeout = "10s"
+        records = 2048
+        [ipfix]
+        collector = "[2001:db8:0::1]:4739"
+        observation_domain = 0
+        template_interval = "10m"
+        packet_size = 512
         [[log]]
         path = "/var/log/xdpmond/events.csv"
         format = "csv"
@@ -135,13 +145,17 @@ def test_each_setting_can_be_set_and_arrives(tree):
     """
     )
     tree.write("xdpmond.toml", "")
-    other = tree.load('influxdb = { url = "unix:/run/influxdb.sock", bucket = "net", organization = "us", token = "secret" }')
+    other = tree.load("""
+        influxdb = { url = "unix:/run/influxdb.sock", bucket = "net", organization = "us", token = "secret" }
+        log = [{ path = "/var/log/xdpmond/ecs.jsonl", fields = "ecs" }]
+    """)
     for path, setting in SETTINGS.items():
-        value = other if path in FOR_INFLUXDB_2 else config
+        value = other if path in NOT_WITH_OTHERS else config
         for key in path:
             value = value["eth1"] if key == ANY_NAME else value[0] if key == EACH else getattr(value, key)
         assert value != setting.default, setting.name
     assert config.metrics.listen == Listen("2001:db8::1", 9100)
+    assert config.ipfix.collector == Endpoint("2001:db8::1", 4739)
     assert config.failsafe_ports == (Port("tcp", 2222), Port("udp", 51820))
     assert config.ports == (PortRange(6, 22, 22), PortRange(1))
     assert (config.window, config.summary_interval, config.events.interval) == (120.0, 0.0, 5.0)
@@ -369,7 +383,7 @@ REFUSALS = [
     ('[[log]]\npath = "events.jsonl"', "xdpmond.toml:2: log.path: 'events.jsonl' is not the path of a file (write it in full"),
     ('[[log]]\npath = "/var/log/../x"', "xdpmond.toml:2: log.path: '/var/log/../x' is not a plain path (write \"/var/x\")"),
     ('[[log]]\npath = "/x\\n"', "xdpmond.toml:2: log.path: '/x\\n' is not the path of a file"),
-    ('[[log]]\npath = "/x"\nformat = "jsnl"', "xdpmond.toml:3: log.format: 'jsnl' is not one of jsonl, csv (did you mean jsonl?)"),
+    ('[[log]]\npath = "/x"\nformat = "jsnl"', "xdpmond.toml:3: log.format: 'jsnl' is not one of console, jsonl, csv (did you mean jsonl?)"),
     ('[[log]]\npath = "/x"\nrotate_size = 100', 'xdpmond.toml:3: log.rotate_size: 100 is not a size from "64K" to "1T"'),
     ('[[log]]\npath = "/x"\nrotate_size = "1K"', "xdpmond.toml:3: log.rotate_size: '1K' is not a size"),
     ('mode = "enforced"', "xdpmond.toml:1: mode: 'enforced' is not one of monitor, enforce (did you mean enforce?)"),
@@ -449,6 +463,44 @@ REFUSALS = [
 @pytest.mark.parametrize(("text", "message"), REFUSALS, ids=range(len(REFUSALS)))
 def test_a_refusal_names_file_line_and_key_and_says_what_to_do(tree, text, message):
     assert message in tree.refused(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('collector = "c.example.net:4739"', "xdpmond.toml:2: ipfix.collector: there are no flows to send (set enable = true in [flows])"),
+        ('collector = "192.0.2.1"', "ipfix.collector: '192.0.2.1' is not a host and a port (write \"HOST:PORT\""),
+        ('collector = "2001:db8::1:4739"', "is not a host and a port"),
+        ('collector = "[2001:db8:::1]:4739"', "'2001:db8:::1' is not an IP address"),
+        ('collector = "192.0.2.256:4739"', "'192.0.2.256' is not an IP address"),
+        ('collector = "192.0.2.1:0"', "is not a host and a port"),
+        ('collector = "192.0.2.1:65536"', "is not a host and a port"),
+        ('collector = "a b:4739"', "is not a host and a port"),
+        ('collector = ["192.0.2.1:4739"]', "is not a host and a port"),
+        ('packet_size = 511', "ipfix.packet_size: 511 is not a number from 512"),
+        ('observation_domain = 4294967296', "ipfix.observation_domain: 4294967296 is not a number from 0"),
+    ],
+)  # fmt: skip
+def test_settings_of_ipfix_that_cannot_be_are_refused(tree, text, message):
+    assert message in tree.refused(f"[ipfix]\n{text}")
+
+
+@pytest.mark.parametrize("collector", ["collector.example.net:4739", "[2001:db8::1]:4739", "192.0.2.1:1"])
+def test_a_collector_can_be_a_name_or_an_address(tree, collector):
+    assert str(tree.load(f'flows.enable = true\n[ipfix]\ncollector = "{collector}"').ipfix.collector) == collector
+
+
+def test_json_is_not_offered_and_what_to_write_instead(tree):
+    refusal = tree.refused('[[log]]\npath = "/l"\nformat = "json"')
+    assert "xdpmond.toml:3: log.format: 'json' would be one array, and no file that grows is a valid one at every moment" in refusal
+    assert 'write "jsonl"' in refusal
+
+
+@pytest.mark.parametrize("name", ["csv", "console"])
+def test_the_fields_of_ecs_are_for_json(tree, name):
+    assert 'xdpmond.toml:4: log.fields: "ecs" is for format = "jsonl"' in tree.refused(
+        f'[[log]]\npath = "/l"\nformat = "{name}"\nfields = "ecs"'
+    )
 
 
 TLS = 'certificate = "/c"\nkey = "/k"\n'
