@@ -206,7 +206,8 @@ def _parse_endpoint(value: object) -> Endpoint | None:
     if value == "":
         return None
     example = 'write "HOST:PORT", for example "192.0.2.1:4739", "collector.example.net:4739" or "[2001:db8::1]:4739"'
-    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9_.-]{1,253})):([1-9][0-9]{0,4})", value) if isinstance(value, str) else None
+    name = r"(?!.{254})[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?"
+    match = re.fullmatch(rf"(?:\[([0-9a-fA-F:.]+)\]|({name})):([1-9][0-9]{{0,4}})", value) if isinstance(value, str) else None
     if match is None or int(match[3]) > 65535:
         raise refusal(value, "a host and a port", hint=example)
     host = match[1] or match[2]

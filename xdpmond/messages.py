@@ -48,6 +48,7 @@ class Message(enum.Enum):
     BUS_CONNECTED = ("7a1c4b6fd2a94c0e9d1f3b58e6a07c42", Priority.INFO)
     STATE_PROBLEM = ("a2474bce81d257331e428acfe6e872d0", Priority.ERROR)
     LOG_PROBLEM = ("0666b86fbada21892fba6f408fbc5270", Priority.ERROR)
+    IPFIX_PROBLEM = ("127519c89a0c3375f51b298eef4f73bf", Priority.WARNING)
     METRICS_PROBLEM = ("f556d090266bd9f1bc7d04cfda2c63c1", Priority.WARNING)
     WARNING = ("b89f83a4873f4a8d9d6b1afbd1a173dc", Priority.WARNING)
     INTERNAL_ERROR = ("3f40337a28224f52e000d65f2f15a145", Priority.ERROR)

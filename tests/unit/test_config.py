@@ -476,6 +476,8 @@ def test_a_refusal_names_file_line_and_key_and_says_what_to_do(tree, text, messa
         ('collector = "192.0.2.1:0"', "is not a host and a port"),
         ('collector = "192.0.2.1:65536"', "is not a host and a port"),
         ('collector = "a b:4739"', "is not a host and a port"),
+        ('collector = "a..b:4739"', "is not a host and a port"),
+        (f'collector = "{"a" * 64}:4739"', "is not a host and a port"),
         ('collector = ["192.0.2.1:4739"]', "is not a host and a port"),
         ('packet_size = 511', "ipfix.packet_size: 511 is not a number from 512"),
         ('observation_domain = 4294967296', "ipfix.observation_domain: 4294967296 is not a number from 0"),

@@ -53,7 +53,7 @@ ROOMS = {
     | {"config", "policy", "windows", "detect", "rows", "state", "messages", "interfaces", "modes", "feeds", "documents", "answers"}
     | {"prefixes", "prefixfile", "memory", "ports", "names", "measures", ""},
     "systemd": set(),
-    "sinks": VALUES | {"config", "messages", "batch", "lines", "measures"},
+    "sinks": VALUES | {"config", "messages", "batch", "lines", "ipfix", "measures"},
     "bus": VALUES | {"service"},
     "cli": VALUES | {""},
 }
