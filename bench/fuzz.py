@@ -343,6 +343,8 @@ def decide(view: View, listed: Verdict | None, default: Verdict, enforce: bool) 
 
 
 def _talker_port(view: View) -> int:
+    if view.icmp:
+        return view.icmp[0] + 1
     if not view.ports:
         return 0
     port = view.ports[1]
@@ -480,7 +482,7 @@ class _Judge:
 
     def _compare_talkers(self, wanted: dict[_Key, list[int]], lost: int) -> None:
         """Talkers that lost their entry are missing or have less, by as much as the tallies say."""
-        rows = self._datapath.close_window()
+        rows = self._datapath.close_window().rows
         sources = rows["source"].tobytes()
         keys = [sources[at : at + 16] for at in range(0, len(sources), 16)]
         found = dict(zip(

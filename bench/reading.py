@@ -80,7 +80,7 @@ def _read(datapath: Datapath, vary: Vary, cpu: int) -> tuple[float, float, int]:
 
     def read() -> tuple[float, int]:
         started = time.thread_time()
-        rows = datapath.close_window()
+        rows = datapath.close_window().rows
         count_of(rows)
         strongest(rows, "bytes", 20)
         count_ports(rows)

@@ -10,11 +10,11 @@
 #ifndef XDPMOND_ABI_H
 #define XDPMOND_ABI_H
 
-#define XM_ABI_VERSION 2
+#define XM_ABI_VERSION 3
 
 #define XM_MAX_SLOTS 16       /* interfaces watched at once */
 #define XM_WAYS 4             /* talkers in a set */
-#define XM_PORT_NONE 0        /* talker port: the protocol has none, or it could not be read */
+#define XM_PORT_NONE 0        /* talker port: the protocol has none, or it could not be read; of ICMP and ICMPv6 it is the type + 1 */
 #define XM_VLAN_NONE 0xffff   /* event vlan: no tag seen */
 #define XM_SEEN_SHIFT 24      /* first and last seen are CLOCK_MONOTONIC nanoseconds >> this: units of 16.8 ms, 2.28 years in 32 bits */
 #define XM_SAMPLER_CELLS 16384 /* a power of two */
@@ -26,6 +26,12 @@
 #define XM_REF_LINE (1ULL << 38)
 #define XM_REF_USED_SHIFT 39   /* a reference in use has this bit, and its key or depth above it */
 #define XM_REF_DEEPER (1ULL << 44) /* IPv6: there are deeper nodes under this one */
+#define XM_SKETCH_REGISTERS 2048 /* a power of two */
+#define XM_SKETCH_OVERALL 8    /* cells of a family for all its sources, a power of two */
+#define XM_SKETCH_PAIRS 120    /* of cells, for IPv4 and IPv6, for the sources on single ports */
+#define XM_SKETCH_CELLS (2 * XM_SKETCH_OVERALL + 2 * XM_SKETCH_PAIRS)
+#define XM_SKETCH_ICMP 24576   /* element of the map `sketched` with which ICMP begins; TCP, UDP and SCTP have 65536 / 8 each before it */
+#define XM_SKETCHED (XM_SKETCH_ICMP + 64)
 #define XM_TOPS 65536
 #define XM_TOP_DEEPER 4        /* IPv6: longer prefixes lie under this /16 */
 
@@ -195,6 +201,17 @@ struct xm_rule_count {
 };
 
 /*
+ * HyperLogLog registers; xdpmond/sketches.py tells what they mean. The map `sketches` has 2 * XM_SKETCH_CELLS of these, a half for windows of
+ * even number and one for those of odd: the cells for all sources of IPv4, those of IPv6, then the pairs for ports. Raised by the packet path
+ * of all CPUs; the daemon zeroes a half when it has read it, before the window that will write to it begins.
+ *
+ * The map `sketched` tells which port has a pair: a byte for each, eight to an element, the pair's number plus one. Written by the daemon.
+ */
+struct xm_sketch {
+	u8 registers[XM_SKETCH_REGISTERS];
+};
+
+/*
  * One source on one destination port. `packets` to `syns` with index 0 belong to window `window`, with index 1 to the one before it
  * and are zero if the talker was silent then. Nothing is cleared at a window's end: the first packet of a new window moves 0 to 1.
  * Written by the packet path of one CPU alone, since each CPU has a slice of the table.
@@ -277,6 +294,8 @@ _Static_assert(sizeof(struct xm_line) == 64, "xm_line fills a cache line");
 _Static_assert(sizeof(struct xm_bucket4) == 64, "xm_bucket4 fills a cache line");
 _Static_assert(sizeof(struct xm_bucket6) == 128, "xm_bucket6 fills two cache lines");
 _Static_assert(sizeof(struct xm_rule_count) == 40, "xm_rule_count");
+_Static_assert(sizeof(struct xm_sketch) == XM_SKETCH_REGISTERS, "xm_sketch");
+_Static_assert(XM_SKETCH_PAIRS < 256, "the number of a pair is one byte");
 _Static_assert(sizeof(struct xm_talker) == 64, "xm_talker fills a cache line");
 _Static_assert(sizeof(struct xm_set) == 256, "xm_set");
 _Static_assert(sizeof(struct xm_tallies) == 216, "xm_tallies");

@@ -49,6 +49,8 @@ struct xm_packet {
 	u16 source_port;
 	u16 destination_port;
 	u16 vlan;
+	u16 icmp;      /* type of ICMP or ICMPv6, plus one; 0: none was read */
+	u8 icmp_code;
 	u8 family;
 	u8 protocol;
 	u8 class;
@@ -226,22 +228,30 @@ struct xm_transport {
 	__be16 destination;
 };
 
-/* Ports of TCP, UDP and SCTP; flags of TCP; what keeps a host reachable. Names only what was read. */
+/* The first two bytes of ICMP and ICMPv6. */
+struct xm_icmp {
+	u8 type;
+	u8 code;
+};
+
+/* Ports of TCP, UDP and SCTP; flags of TCP; type of ICMP; what keeps a host reachable. Names only what was read. */
 static __always_inline void xm_parse_transport(struct xm_cursor *c, struct xm_packet *p, int protocol)
 {
 	if (p->later) {
 		xm_odd(c, XM_ANOMALY_LATER_FRAGMENT);
 		return;
 	}
-	if (protocol == IPPROTO_ICMPV6 && p->family == XM_FAMILY_IPV6) {
-		u8 *type = c->at;
-		if ((void *)(type + 1) > c->end || p->left < 1) {
+	if (protocol == (p->family == XM_FAMILY_IPV6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP)) {
+		struct xm_icmp *icmp = c->at;
+		if ((void *)(icmp + 1) > c->end || p->left < sizeof(*icmp)) {
 			xm_odd(c, XM_ANOMALY_SHORT_TRANSPORT);
 			return;
 		}
+		p->icmp = icmp->type + 1;
+		p->icmp_code = icmp->code;
 		/* RFC 4861: 134 router advertisement, 135 and 136 neighbour solicitation and advertisement; hop limit 255 proves that no router
 		   forwarded it. RFC 6980 forbids fragments. */
-		if (*type >= 134 && *type <= 136 && p->hop_limit == 255 && !p->fragment)
+		if (protocol == IPPROTO_ICMPV6 && icmp->type >= 134 && icmp->type <= 136 && p->hop_limit == 255 && !p->fragment)
 			p->essential = XM_ESSENTIAL_ALWAYS;
 		return;
 	}

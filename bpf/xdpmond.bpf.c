@@ -15,6 +15,8 @@ BPF_F_TABLE("array", u32, struct xm_ledger, ledger, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct xm_rule_count, rules, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct xm_set, talkers, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u64, ports, 65536 / 8, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct xm_sketch, sketches, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u64, sketched, XM_SKETCHED, BPF_F_MMAPABLE);
 BPF_PERCPU_ARRAY(totals, struct xm_count, XM_TOTAL_CELLS);
 BPF_PERCPU_ARRAY(tallies, struct xm_tallies, 1);
 BPF_PERCPU_ARRAY(packet, struct xm_packet, 1);
@@ -62,7 +64,7 @@ static __always_inline u16 talker_port(const struct xm_control *ctl, const struc
 {
 	u16 port = p->destination_port;
 	if (!p->has_ports)
-		return XM_PORT_NONE;
+		return p->icmp;
 	if (port < ctl->ephemeral_first || port > ctl->ephemeral_last)
 		return port;
 	u8 listens = p->protocol == IPPROTO_UDP ? XM_PORT_UDP_LISTENS : XM_PORT_TCP_LISTENS;
@@ -90,6 +92,42 @@ static __always_inline void roll(struct xm_talker *t, u32 window)
 	t->syns[0] = 0;
 }
 
+/* Enter a rank in the register of a cell. Shared by all CPUs, without a lock: of two that raise one register at once the larger rank may be
+   lost, and the sketch is then as if that source had not come, which is far within its error. */
+static __always_inline void raise(u32 cell, u32 place, u8 rank)
+{
+	struct xm_sketch *sketch = sketches.lookup(&cell);
+	if (sketch && sketch->registers[place & (XM_SKETCH_REGISTERS - 1)] < rank)
+		sketch->registers[place & (XM_SKETCH_REGISTERS - 1)] = rank;
+}
+
+/* Enter the source in the sketches of its family and of the port in `tail`, if that has one. Needed once in a window for each talker, which
+   is when it gets its entry or is the first time heard in it; a packet without an entry may be the first of its source. */
+static __always_inline void sketch_source(const struct xm_control *ctl, const struct xm_packet *p, u32 tail)
+{
+	u64 hash = mix(mix(mix(ctl->seed[3], p->source[0], ctl->seed[1]), p->source[1], ctl->seed[2]), p->family, ctl->seed[0]);
+	/* Zeros from the top until a bit is set, plus one; the lowest 14 bits choose the register, and one in their place ends the count. */
+	u64 ones = hash >> 14;
+	ones |= ones >> 1;
+	ones |= ones >> 2;
+	ones |= ones >> 4;
+	ones |= ones >> 8;
+	ones |= ones >> 16;
+	ones |= ones >> 32;
+	u8 rank = 51 - __builtin_popcountll(ones);
+	u32 half = (*(volatile u32 *)&ctl->window & 1) * XM_SKETCH_CELLS;
+	u32 family = p->family == XM_FAMILY_IPV6;
+	raise(half + family * XM_SKETCH_OVERALL + ((hash / XM_SKETCH_REGISTERS) & (XM_SKETCH_OVERALL - 1)), hash, rank);
+
+	u32 port = (u16)tail;
+	u32 of = p->protocol == IPPROTO_TCP ? 0 : p->protocol == IPPROTO_UDP ? 1 : p->protocol == XM_PROTOCOL_SCTP ? 2 : 3;
+	u32 element = of * (65536 / 8) + port / 8;
+	u64 *pairs = sketched.lookup(&element);
+	u32 pair = pairs ? *pairs >> ((port & 7) * 8) & 0xff : 0;
+	if (pair)
+		raise(half + 2 * XM_SKETCH_OVERALL + 2 * (pair - 1) + family, hash, rank);
+}
+
 /* Begin to read where the talker most likely is. */
 static __always_inline void touch_talker(const struct xm_control *ctl, u64 hash)
 {
@@ -99,9 +137,16 @@ static __always_inline void touch_talker(const struct xm_control *ctl, u64 hash)
 		xm_touch(set);
 }
 
-/* Counts the packet in this CPU's slice of the talker table; `hash` is that of the talker. Returns true if the talker was there before. A
-   talker is in one of two sets, so that a table which is half full turns hardly anybody away. */
-static __always_inline bool account_talker(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies, u32 tail,
+/* What the table knew of a talker before this packet. */
+enum xm_seen {
+	XM_SEEN_NEVER,  /* or so long ago that it is forgotten */
+	XM_SEEN_BEFORE, /* but not in this window */
+	XM_SEEN_NOW,
+};
+
+/* Counts the packet in this CPU's slice of the talker table; `hash` is that of the talker. A talker is in one of two sets, so that a table
+   which is half full turns hardly anybody away. */
+static __always_inline enum xm_seen account_talker(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies, u32 tail,
 					   u64 hash, u32 size, u32 now)
 {
 	u32 mask = ctl->talker_mask;
@@ -124,17 +169,20 @@ static __always_inline bool account_talker(const struct xm_control *ctl, const s
 			u64 *key = (u64 *)t;
 			/* port, protocol and family are the low half of the third word, the window is the high half */
 			if (key[0] == p->source[0] && key[1] == p->source[1] && (u32)key[2] == tail) {
-				if (t->window != window)
+				enum xm_seen seen = XM_SEEN_NOW;
+				if (t->window != window) {
 					roll(t, window);
+					seen = XM_SEEN_BEFORE;
+				}
 				if (t->packets[0] == 0xffffffff) {
 					add(&tallies->untracked, size);
-					return true;
+					return seen;
 				}
 				t->packets[0] += 1;
 				t->bytes[0] += size;
 				t->syns[0] += syn;
 				t->last_seen = now;
-				return true;
+				return seen;
 			}
 			/* One that was silent for a whole window goes like one that is free. */
 			u32 age = t->family && window - t->window <= 1 ? now - t->last_seen + 1 : 0xffffffff;
@@ -146,7 +194,7 @@ static __always_inline bool account_talker(const struct xm_control *ctl, const s
 	}
 	if (!victim) {
 		add(&tallies->untracked, size);
-		return false;
+		return XM_SEEN_NEVER;
 	}
 	if (victim->family && victim->window == window) {
 		tallies->evicted.packets += victim->packets[0];
@@ -167,7 +215,7 @@ static __always_inline bool account_talker(const struct xm_control *ctl, const s
 	victim->syns[0] = syn;
 	victim->first_seen = now;
 	victim->last_seen = now;
-	return false;
+	return XM_SEEN_NEVER;
 }
 
 #ifdef XM_EVENTS
@@ -329,11 +377,13 @@ static __always_inline int handle(struct xdp_md *ctx, bool ethernet)
 		outcome = decide(p, code, held->default_verdict, enforce);
 		u64 now = bpf_ktime_get_coarse_ns();
 		add(&tally->sourced, size);
-		bool known = account_talker(ctl, p, tally, tail, hash, size, now >> XM_SEEN_SHIFT);
+		enum xm_seen seen = account_talker(ctl, p, tally, tail, hash, size, now >> XM_SEEN_SHIFT);
+		if (seen != XM_SEEN_NOW)
+			sketch_source(ctl, p, tail);
 #ifdef XM_EVENTS
 		bool reported = outcome != XM_ALLOWED && outcome != XM_DEFAULT_ALLOWED && outcome != XM_ESSENTIAL_PASSED;
 		if (reported)
-			sample_event(ctl, p, tally, hash, now, size, number, outcome, known);
+			sample_event(ctl, p, tally, hash, now, size, number, outcome, seen != XM_SEEN_NEVER);
 #endif
 	}
 	u32 cell = ((number * XM_FAMILIES + p->family) * XM_CLASSES + p->class) * XM_OUTCOMES + outcome;

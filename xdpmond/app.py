@@ -386,7 +386,7 @@ class Daemon:
         if policy is not None:
             book.settle(policy)
         book.begin(number)
-        rows = self._datapath.close_window()
+        rows = self._datapath.close_window().rows
         lost_now = lost(self._datapath.tallies())
         book.close(rows, control.window_started, lost=lost_now, lost_before=lost_before)
         totals = self._read_totals()
@@ -411,7 +411,7 @@ class Daemon:
 
     def _refresh_ports(self) -> None:
         self._datapath.control.set_ephemeral(*ephemeral_ports())
-        self._datapath.control.set_ports(port_flags(self._service.config.failsafe_ports))
+        self._datapath.set_ports(port_flags(self._service.config.failsafe_ports))
 
     def _summarize(self, text: str, figures: Mapping[str, int]) -> None:
         losses = self._losses()

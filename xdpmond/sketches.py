@@ -32,6 +32,8 @@ CELLS = 2 * OVERALL_CELLS + 2 * PORT_PAIRS
 _RANK_BITS = 50
 """Of a hash: those that are left when 14 have chosen one of 16384 registers."""
 _FAMILIES = (Family.IPV4, Family.IPV6)
+_NEVER = ((Family.IPV4, 58), (Family.IPV6, 1))
+"""ICMP is that of IPv4 and ICMPv6 that of IPv6. A type of the one and a type of the other may share a pair, each with a cell of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class Sketches:
     def of_port(self, family: Family, protocol: int, port: int) -> int | None:
         """How many sources sent to this port, about; None if the port has no sketch of its own."""
         pair = self.ports.get((protocol, port))
+        if pair is not None and (family, protocol) in _NEVER:
+            return 0
         return None if pair is None else estimate(self.cells[2 * OVERALL_CELLS + 2 * pair + _FAMILIES.index(family)])
 
     def __or__(self, other: Sketches) -> Sketches:

@@ -20,6 +20,7 @@ from xdpmond.kernel import abi, libbpf, loader
 from xdpmond.kernel.events import EventRing
 from xdpmond.kernel.maps import Control, Counters, cells, map_memory, wait_for_packets_under_way
 from xdpmond.kernel.rules import PolicyTable
+from xdpmond.kernel.sketchtable import SketchTable
 from xdpmond.kernel.tables import PolicySize
 from xdpmond.kernel.talkers import TalkerTable
 from xdpmond.model import Count, Family, Outcome, Prefix, ProtocolClass, Verdict
@@ -75,6 +76,7 @@ class Harness:
         self.rules = self.new_rules()
         self.prefixes: dict[Prefix, Verdict] = {}
         self.talkers = TalkerTable(maps["talkers"], cpus=build.cpus, sets=build.sets)
+        self.sketches = SketchTable(maps, self.control.window, reading=self.control.reading)
         self.ring = EventRing(maps["events"]) if build.ring_bytes else None
         self.control.set_ephemeral(32768, 60999)
         self.slot = self.control.take_slot(LOOPBACK, enforce=False)
@@ -166,6 +168,7 @@ class Harness:
         rows = self.talkers.read_closed(closed)
         count = count_of(rows)
         self.control.window_read(closed, count.packets, count.bytes)
+        self.sketches.clear(closed)
         return rows
 
 
@@ -234,5 +237,5 @@ def by_key(rows: np.ndarray) -> Mapping[tuple[str, int, int], tuple[int, int, in
     found = {}
     for row in merge(rows):
         value = talker(row)
-        found[value.source, value.protocol, value.port or 0] = (value.packets, value.bytes, value.syns)
+        found[value.source, value.protocol, int(row["port"])] = (value.packets, value.bytes, value.syns)
     return found

@@ -23,6 +23,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
+from scapy.layers.inet import ICMP as ICMPLayer
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import (
     IPv6,
@@ -30,6 +31,7 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrFragment,
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting,
+    _ICMPv6,
 )
 from scapy.layers.ipsec import AH
 from scapy.layers.l2 import Dot1Q, Ether
@@ -44,6 +46,7 @@ HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION_OPTIONS, MOBILITY, HI
 EXTENSIONS = (HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION_OPTIONS, MOBILITY, HIP, SHIM6)
 ICMP, TCP_NUMBER, UDP_NUMBER, ICMPV6, SCTP_NUMBER = 1, 6, 17, 58, 132
 WITH_PORTS = (TCP_NUMBER, UDP_NUMBER, SCTP_NUMBER)
+WITH_TYPES = ((Family.IPV4, ICMP), (Family.IPV6, ICMPV6))
 CLASSES = {
     ICMP: ProtocolClass.ICMP, TCP_NUMBER: ProtocolClass.TCP, UDP_NUMBER: ProtocolClass.UDP, ICMPV6: ProtocolClass.ICMPV6,
     SCTP_NUMBER: ProtocolClass.SCTP,
@@ -72,6 +75,8 @@ class View:
     ports: tuple[int, int] | None = None
     vlan: int | None = None
     tcp_flags: int = 0
+    icmp: tuple[int, int] | None = None
+    """Type and code."""
     hop_limit: int = 0
     essential: str = ""
     """"always": not even a source denied by name loses it; "default": the default alone does not drop it."""
@@ -204,10 +209,12 @@ def _transport(view: View, data: bytes) -> None:
         if view.protocol == SCTP_NUMBER:
             view.scapy_differs = "SCTP in a later fragment"
         return
-    if view.protocol == ICMPV6 and view.family is Family.IPV6:
-        if not data:
+    if (view.family, view.protocol) in WITH_TYPES:
+        if len(data) < 2:
             view.anomalies.append("short_transport")
-        elif 134 <= data[0] <= 136 and view.hop_limit == 255 and not view.fragmented:
+            return
+        view.icmp = data[0], data[1]
+        if view.protocol == ICMPV6 and 134 <= data[0] <= 136 and view.hop_limit == 255 and not view.fragmented:
             view.essential = "always"
     if view.protocol not in WITH_PORTS:
         return
@@ -252,14 +259,26 @@ def scapy_addresses(frame: bytes, *, ethernet: bool = True) -> tuple[Family, str
     return (Family.IPV4 if isinstance(ip, IP) else Family.IPV6), ip.src, ip.dst
 
 
-def scapy_ports(frame: bytes, *, ethernet: bool = True) -> tuple[int, int, int] | None:
-    """Protocol, source and destination port as scapy reads them; None if it does not get as far."""
+def _upper(frame: bytes, ethernet: bool) -> Packet | None:
+    """What scapy finds behind the IP headers."""
     layer: Packet | None = _outer(frame, ethernet)
     if layer is None:
         return None
     layer = layer.payload
     while isinstance(layer, IPv6ExtHdrHopByHop | IPv6ExtHdrDestOpt | IPv6ExtHdrRouting | IPv6ExtHdrFragment | AH):
         layer = layer.payload
+    return layer
+
+
+def scapy_icmp(frame: bytes, *, ethernet: bool = True) -> tuple[int, int] | None:
+    """Type and code of ICMP as scapy reads them; None if it does not get as far, or knows no such type of ICMPv6."""
+    layer = _upper(frame, ethernet)
+    return (layer.type, layer.code) if isinstance(layer, ICMPLayer | _ICMPv6) and "type" in layer.fields else None
+
+
+def scapy_ports(frame: bytes, *, ethernet: bool = True) -> tuple[int, int, int] | None:
+    """Protocol, source and destination port as scapy reads them; None if it does not get as far."""
+    layer = _upper(frame, ethernet)
     for kind, number in ((TCP, TCP_NUMBER), (UDP, UDP_NUMBER), (SCTP, SCTP_NUMBER)):
         if isinstance(layer, kind) and "dport" in layer.fields:
             return number, layer.sport, layer.dport

@@ -56,6 +56,8 @@ def check_event(datapath: Harness, frame: bytes, program: str = "xdpmond", *, et
     assert event["outcome"] == Outcome.DEFAULT_LOGGED
     port = view.ports[1] if view.ports else abi.PORT_NONE
     folded = 32768 if 32768 <= port <= 60999 else port
+    if view.icmp:
+        folded = view.icmp[0] + 1
     row = by_key(datapath.running()).get((address_text(view.family, view.source), view.protocol, 0 if folded == abi.PORT_NONE else folded))
     assert row is not None, "no talker of this key"
     return view
@@ -72,6 +74,9 @@ def check_scapy(view: View, frame: bytes, *, ethernet: bool = True) -> bool:
     if ports is not None:
         assert view.ports is not None
         assert ports == (view.protocol, *view.ports)
+    icmp = reference.scapy_icmp(frame, ethernet=ethernet)
+    if icmp is not None and not view.later:
+        assert view.icmp == (icmp if (view.family, view.protocol) in reference.WITH_TYPES else None)
     return ports is not None
 
 

@@ -202,9 +202,9 @@ def test_a_window_that_was_not_read_before_a_crash_is_read_once(start: Callable[
     before.control.close_window()  # and the process dies
     send(before, FRAME, 2)
     after = start(again=True)
-    assert [int(row["packets"]) for row in after.close_window()] == [3]
+    assert [int(row["packets"]) for row in after.close_window().rows] == [3]
     assert after.control.tracked == Count(3, 3 * len(FRAME))
-    assert [int(row["packets"]) for row in after.close_window()] == [2]
+    assert [int(row["packets"]) for row in after.close_window().rows] == [2]
     assert after.control.tracked == Count(5, 5 * len(FRAME))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
 from scapy.layers.sctp import SCTP
 
@@ -54,7 +55,12 @@ def test_rows_by_source_protocol_and_port(quiet: Harness) -> None:
         ("198.51.100.7", 6, 443): tcp("198.51.100.7", 443),
         ("198.51.100.7", 17, 443): bytes(Ether(**MAC) / IP(src="198.51.100.7", dst="192.0.2.1") / UDP(dport=443)),
         ("198.51.100.7", 132, 443): bytes(Ether(**MAC) / IP(src="198.51.100.7", dst="192.0.2.1") / SCTP(dport=443)),
-        ("198.51.100.7", 1, 0): bytes(Ether(**MAC) / IP(src="198.51.100.7", dst="192.0.2.1") / ICMP()),
+        ("198.51.100.7", 1, 9): bytes(Ether(**MAC) / IP(src="198.51.100.7", dst="192.0.2.1") / ICMP(type=8)),
+        ("198.51.100.7", 1, 1): bytes(Ether(**MAC) / IP(src="198.51.100.7", dst="192.0.2.1") / ICMP(type=0)),
+        ("198.51.100.7", 1, 256): bytes(Ether(**MAC) / IP(src="198.51.100.7", dst="192.0.2.1") / ICMP(type=255)),
+        ("198.51.100.7", 1, 0): bytes(Ether(**MAC) / IP(src="198.51.100.7", dst="192.0.2.1", frag=100) / ICMP(type=8)),
+        ("2001:db8::7", 58, 129): bytes(Ether(**MAC) / IPv6(src="2001:db8::7", dst="2001:db8::1") / ICMPv6EchoRequest()),
+        ("2001:db8::7", 1, 0): bytes(Ether(**MAC) / IPv6(src="2001:db8::7", dst="2001:db8::1", nh=1) / ICMP(type=8)),
         ("198.51.100.8", 6, 22): tcp("198.51.100.8", 22),
         ("2001:db8::7", 6, 22): tcp("2001:db8::7", 22),
         # The bytes of an IPv4 address, as the first of an IPv6 one.

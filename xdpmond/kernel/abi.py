@@ -9,7 +9,9 @@ import enum
 
 import numpy as np
 
-ABI_VERSION = 2
+from .. import sketches
+
+ABI_VERSION = 3
 MAX_SLOTS = 16
 WAYS = 4
 PORT_NONE = 0
@@ -24,6 +26,12 @@ DISPLACED = 3
 REF_LINE = 1 << 38
 REF_USED_SHIFT = 39
 REF_DEEPER = 1 << 44
+SKETCH_REGISTERS = sketches.REGISTERS
+SKETCH_OVERALL = sketches.OVERALL_CELLS
+SKETCH_PAIRS = sketches.PORT_PAIRS
+SKETCH_CELLS = sketches.CELLS
+SKETCH_ICMP = 24576
+SKETCHED = SKETCH_ICMP + 64
 TOPS = 65536
 TOP_DEEPER = 4
 
@@ -99,6 +107,7 @@ RULE_COUNT = np.dtype(
         ("bytes", "u8"),
     ]
 )  # fmt: skip
+SKETCH = np.dtype([("registers", "u1", SKETCH_REGISTERS)])
 TALKER = np.dtype(
     [
         ("source", "u1", 16), ("port", "u2"), ("protocol", "u1"), ("family", "u1"), ("window", "u4"), ("bytes", "u8", 2),
@@ -125,6 +134,6 @@ EVENT = np.dtype(
 STRUCTS = {
     "xm_count": COUNT, "xm_slot": SLOT, "xm_control": CONTROL, "xm_ledger_half": LEDGER_HALF, "xm_ledger": LEDGER, "xm_step": STEP,
     "xm_policy": POLICY, "xm_line": LINE, "xm_bucket4": BUCKET4_TYPE, "xm_node": NODE, "xm_bucket6": BUCKET6_TYPE,
-    "xm_rule_count": RULE_COUNT, "xm_talker": TALKER, "xm_set": SET, "xm_tallies": TALLIES, "xm_budget": BUDGET, "xm_sampler": SAMPLER,
-    "xm_event": EVENT,
+    "xm_rule_count": RULE_COUNT, "xm_sketch": SKETCH, "xm_talker": TALKER, "xm_set": SET, "xm_tallies": TALLIES, "xm_budget": BUDGET,
+    "xm_sampler": SAMPLER, "xm_event": EVENT,
 }  # fmt: skip

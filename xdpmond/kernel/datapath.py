@@ -18,6 +18,7 @@ from ..config import Config
 from ..errors import KernelError
 from ..model import AttachMode, Count, Mode, Prefix, Total, Verdict
 from ..rows import count_of
+from ..sketches import Sketches
 from . import abi, libbpf, loader
 from .attach import Attached, attach, layer_of
 from .costs import costs
@@ -25,6 +26,7 @@ from .events import EventRing
 from .links import Link
 from .maps import Control, Counters, Tallies, cells, realtime_at_monotonic_zero, wait_for_packets_under_way
 from .rules import PolicyTable, PolicyTooLarge
+from .sketchtable import SketchTable, ports_of_interest
 from .tables import POLICY_MAPS, SMALLEST_POLICY, make, policy_tables
 from .talkers import TalkerTable
 from .verdicts import Verdicts
@@ -82,6 +84,17 @@ class Attachment:
     layer: str
 
 
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """What a window held that has ended."""
+
+    rows: np.ndarray
+    """A row for each source, protocol and port: `rows.ROW`, merged."""
+    flows: np.ndarray | None
+    """A row for each 5-tuple, `flowrows.FLOW`, merged; None where flows are off."""
+    sketches: Sketches
+
+
 class Datapath:
     """Blocking calls: make them in a thread, one at a time, but for those of `control`."""
 
@@ -96,6 +109,7 @@ class Datapath:
         open_policy = PolicyTable if "policy" in loaded.reused else PolicyTable.new
         self.rules = open_policy(loaded.maps, size, self.control, wait_for_packets_under_way)
         self.talkers = TalkerTable(loaded.maps["talkers"], cpus=build.cpus, sets=build.sets)
+        self.sketches = SketchTable(loaded.maps, self.control.window, reading=self.control.reading)
         self.ring = EventRing(loaded.maps["events"]) if build.ring_bytes else None
         self._attached: dict[str, Attachment] = {}
         self._slot_names: dict[int, str] = {}
@@ -138,6 +152,13 @@ class Datapath:
     def configure(self, config: Config) -> None:
         """What of the configuration the packet path reads while it runs."""
         self.control.set_events(config.events.interval, config.events.per_second)
+        self._ports, self._failsafe = config.ports, config.failsafe_ports
+
+    def set_ports(self, flags: Mapping[int, int]) -> None:
+        """What is known of ports, as `sockets.port_flags` says: it holds from now on, and decides which ports have sketches."""
+        self.control.set_ports(flags)
+        wanted = ports_of_interest(self._ports, self._failsafe, flags)
+        self.sketches.assign(wanted, self.control.window, idle=not self._attached and not self.took_over)
 
     # Links
 
@@ -291,19 +312,24 @@ class Datapath:
     def tallies(self) -> Tallies:
         return self.counters.tallies()
 
-    def close_window(self) -> np.ndarray:
-        """End the running window, unless one is waiting to be read since a crash; read the closed one and enter it in the ledger. Returns
-        its rows, a row for each source, protocol and port."""
+    def close_window(self) -> Closed:
+        """End the running window, unless one is waiting to be read since a crash; read the closed one and enter it in the ledger."""
         closed = self.control.window - 1 if self.control.reading else self.control.close_window()
         wait_for_packets_under_way()
         rows = self.talkers.read_closed(closed)
+        sketches = self.sketches.read(closed)
         count = count_of(rows)
         self.control.window_read(closed, count.packets, count.bytes)
-        return rows
+        self.sketches.clear(closed)
+        return Closed(rows, None, sketches)
 
     def read_running(self) -> np.ndarray:
         """The talkers of the running window so far, one row for each source, protocol and port."""
         return self.talkers.read_running(self.control.window)
+
+    def read_running_sketches(self) -> Sketches:
+        """How many sources there were in the running window so far, about."""
+        return self.sketches.read(self.control.window)
 
     def facts(self) -> dict[str, object]:
         """Ids and sizes for the status."""

@@ -64,6 +64,8 @@ def tables(*, cpus: int, sets: int, rule_cells: int, ring_bytes: int) -> dict[st
         "rules": _array(abi.RULE_COUNT, 1 + rule_cells),  # the first one is no rule: see rulecounts
         "talkers": _array(abi.SET, cpus * sets),
         "ports": Table(ARRAY, 4, 8, 65536 // 8, MMAPABLE),
+        "sketches": _array(abi.SKETCH, 2 * abi.SKETCH_CELLS),
+        "sketched": Table(ARRAY, 4, 8, abi.SKETCHED, MMAPABLE),
         "totals": Table(PERCPU_ARRAY, 4, abi.COUNT.itemsize, abi.TOTAL_CELLS, 0),
         "tallies": Table(PERCPU_ARRAY, 4, abi.TALLIES.itemsize, 1, 0),
         "packet": Table(PERCPU_ARRAY, 4, PACKET_SIZE, 1, 0),
