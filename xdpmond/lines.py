@@ -1,4 +1,5 @@
-"""Events as lines of text, thousands at a time: JSON Lines and CSV (RFC 4180), with the fields of the contract.
+"""Events as lines of text, thousands at a time: JSON Lines and CSV (RFC 4180) with the fields of the contract, JSON Lines with those of the
+Elastic Common Schema, and lines for a person.
 
 No line is made by itself. Each field is a column: an array of bytes with a row for each event, as wide as the widest, zeros where a text is
 shorter. The columns are put side by side, and the zeros, which no text holds, are taken out: what is left are the lines. So an event
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Protocol
@@ -20,7 +21,7 @@ import numpy as np
 
 from .batch import HIGHEST_VLAN, EventBatch
 from .messages import visible
-from .model import Action, Family, Outcome, protocol_name
+from .model import Action, Family, Outcome, Verdict, protocol_name
 
 FIELDS = (
     "timestamp", "timestamp_iso", "interface", "vlan", "family", "src_ip", "dst_ip", "src_port", "dst_port", "protocol", "protocol_num",
@@ -41,8 +42,12 @@ class Style(Protocol):
     """On both sides of a text of ours."""
 
     def text(self, text: str | None) -> bytes: ...
-    def line(self, columns: Sequence[Column]) -> Iterable[Part]:
-        """The columns in the order of FIELDS, and what stands between them."""
+    def protocol(self, number: int) -> bytes: ...
+    def vlan(self, number: int | None) -> bytes: ...
+    def action(self, action: Action) -> bytes: ...
+    def verdict(self, verdict: Verdict | None) -> bytes: ...
+    def line(self, columns: Mapping[str, Column], batch: EventBatch) -> Iterable[Part]:
+        """The columns by the names of FIELDS, and what stands between them."""
 
 
 class LineFormat:
@@ -53,16 +58,20 @@ class LineFormat:
         self._style = style
         self._null = style.text(None)
         protocols, outcomes = range(256), [Outcome(number) if number in set(Outcome) else Outcome.NO_SOURCE for number in range(16)]
-        self._protocols = _table(style.text(protocol_name(number)) for number in protocols)
-        self._actions = _table(style.text(Action.DROP if outcome.action is Action.DROP else Action.LOG) for outcome in outcomes)
-        self._verdicts = _table(style.text(outcome.verdict) for outcome in outcomes)
+        self._protocols = _table(map(style.protocol, protocols))
+        self._vlans = _table(style.vlan(number if number <= HIGHEST_VLAN else None) for number in range(HIGHEST_VLAN + 2))
+        self._actions = _table(style.action(Action.DROP if outcome.action is Action.DROP else Action.LOG) for outcome in outcomes)
+        self._verdicts = _table(style.verdict(outcome.verdict) for outcome in outcomes)
         self._families = _table(style.text(Family(number).label) if number in set(Family) else b"" for number in range(7))
         self._numbers = np.zeros((65537, 5), "u1")
         self._numbers[:65536] = _digits(np.arange(65536))
         self._numbers[65536, : len(self._null)] = np.frombuffer(self._null, "u1")
 
     def lines(self, batch: EventBatch) -> bytes:
-        return _joined(list(self._style.line(self._columns(batch))), len(batch)) if len(batch) else b""
+        if not len(batch):
+            return b""
+        columns = dict(zip(FIELDS, self._columns(batch), strict=True))
+        return _joined(list(self._style.line(columns, batch)), len(batch))
 
     def _columns(self, batch: EventBatch) -> list[Column]:
         rows, style = batch.rows, self._style
@@ -71,7 +80,7 @@ class LineFormat:
         return [
             *self._times(batch),
             [_looked_up(_table(map(style.text, batch.interfaces)), rows["slot"])],
-            [self._known_number(rows["vlan"], rows["vlan"] <= HIGHEST_VLAN)],
+            [_looked_up(self._vlans, np.minimum(rows["vlan"], HIGHEST_VLAN + 1))],
             [_looked_up(self._families, batch.families)],
             self._addresses(batch.families, rows["source"]),
             self._addresses(batch.families, rows["destination"]),
@@ -124,22 +133,105 @@ class LineFormat:
         return [quote, _text(texts[0]) if len(texts) == 1 else texts, quote]
 
 
-class _Json:
+class _Plain:
+    """What is the same in most formats."""
+
+    quote = b""
+
+    def text(self, text: str | None) -> bytes:
+        raise NotImplementedError
+
+    def protocol(self, number: int) -> bytes:
+        return self.text(protocol_name(number))
+
+    def vlan(self, number: int | None) -> bytes:
+        return self.text(None) if number is None else b"%d" % number
+
+    def action(self, action: Action) -> bytes:
+        return self.text(action)
+
+    def verdict(self, verdict: Verdict | None) -> bytes:
+        return self.text(verdict)
+
+
+class _Json(_Plain):
     quote = b'"'
 
     def text(self, text: str | None) -> bytes:
         return json.dumps(text).encode()
 
-    def line(self, columns: Sequence[Column]) -> Iterable[Part]:
-        for number, (name, column) in enumerate(zip(FIELDS, columns, strict=True)):
+    def line(self, columns: Mapping[str, Column], batch: EventBatch) -> Iterable[Part]:
+        for number, name in enumerate(FIELDS):
             yield f'{"," if number else "{"}"{name}":'.encode()
-            yield from column
+            yield from columns[name]
         yield b"}\n"
 
 
-class _Csv:
-    quote = b""
+class _Ecs(_Json):
+    """The names and values that the schema has for such things, and below "xdpmond" what it has none for. What happened is in
+    event.type and event.action; event.outcome says that we did what we meant to."""
 
+    _TEXT = (
+        '{"@timestamp":%timestamp_iso%,"ecs":{"version":"8.11.0"},"event":{"kind":"event","category":["network"],"action":%action%,'
+        '"outcome":"success","module":"xdpmond","dataset":"xdpmond.events"},"source":{"ip":%src_ip%,"port":%src_port%},'
+        '"destination":{"ip":%dst_ip%,"port":%dst_port%},"network":{"type":%family%,"transport":%protocol%,"iana_number":"%protocol_num%",'
+        '"direction":"ingress","bytes":%packet_size%,"vlan":{"id":%vlan%}},"observer":{"type":"firewall","product":"xdpmond",'
+        '"ingress":{"interface":{"name":%interface%}}},"rule":{"name":%rule%},"xdpmond":{"verdict":%verdict%,"suppressed":%suppressed%,'
+        '"flow_hash":%flow_hash%}}\n'
+    )
+    _PARTS = _TEXT.split("%")
+    """What stands between two columns, and in every second place the name of one."""
+    _TRANSPORT = {58: "ipv6-icmp"}
+    """Where our name is not that of IANA."""
+
+    def protocol(self, number: int) -> bytes:
+        return self.text(self._TRANSPORT.get(number, protocol_name(number)))
+
+    def vlan(self, number: int | None) -> bytes:
+        return self.text(None if number is None else str(number))
+
+    def action(self, action: Action) -> bytes:
+        return b'"dropped","type":["connection","denied"]' if action is Action.DROP else b'"logged","type":["connection","allowed"]'
+
+    def line(self, columns: Mapping[str, Column], batch: EventBatch) -> Iterable[Part]:
+        for number, part in enumerate(self._PARTS):
+            if number % 2:
+                yield from columns[part]
+            else:
+                yield part.encode()
+
+
+class _Console(_Plain):
+    """As `xdpmonctl events` prints them. What is unknown is left out."""
+
+    _OPEN, _BETWEEN = (b"", b"["), (b"", b":", b"]:")
+
+    def text(self, text: str | None) -> bytes:
+        return b"" if text is None else visible(text).encode()
+
+    def vlan(self, number: int | None) -> bytes:
+        return b"" if number is None else b" vlan %d" % number
+
+    def action(self, action: Action) -> bytes:
+        return f"{action:<4}".encode()
+
+    def verdict(self, verdict: Verdict | None) -> bytes:
+        return f"{verdict or '':<5}".encode()
+
+    def line(self, columns: Mapping[str, Column], batch: EventBatch) -> Iterable[Part]:
+        has_ports, ipv6 = batch.rows["has_ports"] != 0, batch.families == Family.IPV6
+        bracketed = (has_ports & ipv6).astype("u1")
+        opened, between = _looked_up(_table(self._OPEN), bracketed), _looked_up(_table(self._BETWEEN), has_ports + bracketed)
+        which, counts = _distinct(batch.rows["suppressed"])
+        more = (f", {count:,} more like it before".encode() if count else b"" for count in counts)
+        yield from (*columns["timestamp_iso"], b" ", *columns["action"], b" ", *columns["verdict"], b" ")
+        yield from (opened, *columns["src_ip"], between, *columns["src_port"], b" > ")
+        yield from (opened, *columns["dst_ip"], between, *columns["dst_port"], b" ", *columns["protocol"])
+        yield from (b" ", *columns["packet_size"], b" bytes on ", *columns["interface"], *columns["vlan"])
+        yield from (b", rule ", *columns["rule"], _looked_up(_table(more), which), b"\n")
+
+
+class _Csv(_Plain):
     def text(self, text: str | None) -> bytes:
         if text is None:
             return b""
@@ -148,11 +240,11 @@ class _Csv:
             quoted = '"' + quoted.replace('"', '""') + '"'
         return quoted.encode()
 
-    def line(self, columns: Sequence[Column]) -> Iterable[Part]:
-        for number, column in enumerate(columns):
+    def line(self, columns: Mapping[str, Column], batch: EventBatch) -> Iterable[Part]:
+        for number, name in enumerate(FIELDS):
             if number:
                 yield b","
-            yield from column
+            yield from columns[name]
         yield b"\r\n"
 
 
@@ -160,6 +252,18 @@ class _Csv:
 def jsonl() -> LineFormat:
     """An object a line."""
     return LineFormat(_Json())
+
+
+@cache
+def ecs() -> LineFormat:
+    """An object a line, by the Elastic Common Schema."""
+    return LineFormat(_Ecs())
+
+
+@cache
+def console() -> LineFormat:
+    """A line for a person; what cannot be printed is spelled out."""
+    return LineFormat(_Console())
 
 
 @cache

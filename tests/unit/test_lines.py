@@ -5,6 +5,7 @@ import io
 import json
 import socket
 from datetime import datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 
 from xdpmond import lines
 from xdpmond.batch import EventBatch
+from xdpmond.cli.events import event_line
 from xdpmond.kernel import abi
 from xdpmond.messages import event_fields
 from xdpmond.model import PROTOCOL_NAMES, Outcome, Verdict
 
-JSONL, CSV = lines.jsonl(), lines.csv()
+JSONL, CSV, ECS, CONSOLE = lines.jsonl(), lines.csv(), lines.ecs(), lines.console()
 POLICY = DictPolicy({"203.0.113.0/24": Verdict.DENY, "2001:db8::/32": Verdict.DENY, "0.0.0.0/1": Verdict.ALLOW})
 
 
@@ -35,9 +37,54 @@ def from_csv(made):
     return list(csv.DictReader(io.StringIO(text.decode(), newline=""), strict=True))
 
 
+def from_ecs(made):
+    text = ECS.lines(made)
+    assert text.endswith(b"}\n") and text.count(b"\n") == len(made)
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def in_ecs(event):
+    """The fields of the contract by the names of the schema."""
+    dropped = event["action"] == "DROP"
+    return {
+        "@timestamp": event["timestamp_iso"],
+        "ecs": {"version": "8.11.0"},
+        "event": {
+            "kind": "event",
+            "category": ["network"],
+            "action": "dropped" if dropped else "logged",
+            "type": ["connection", "denied" if dropped else "allowed"],
+            "outcome": "success",
+            "module": "xdpmond",
+            "dataset": "xdpmond.events",
+        },
+        "source": {"ip": event["src_ip"], "port": event["src_port"]},
+        "destination": {"ip": event["dst_ip"], "port": event["dst_port"]},
+        "network": {
+            "type": event["family"],
+            "transport": "ipv6-icmp" if event["protocol"] == "icmpv6" else event["protocol"],
+            "iana_number": str(event["protocol_num"]),
+            "direction": "ingress",
+            "bytes": event["packet_size"],
+            "vlan": {"id": None if event["vlan"] is None else str(event["vlan"])},
+        },
+        "observer": {"type": "firewall", "product": "xdpmond", "ingress": {"interface": {"name": event["interface"]}}},
+        "rule": {"name": event["rule"]},
+        "xdpmond": {"verdict": event["verdict"], "suppressed": event["suppressed"], "flow_hash": event["flow_hash"]},
+    }
+
+
+def for_a_person(event):
+    """What `xdpmonctl events` prints, behind the time."""
+    context = SimpleNamespace(terminal=False, style=lambda text, _: text)
+    return event_line(context, event, event["timestamp_iso"])
+
+
 def check(made):
-    """Both formats say what the values say."""
+    """All formats say what the values say."""
     wanted = [event_fields(event) for event in made.values()]
+    assert from_ecs(made) == [in_ecs(event) for event in wanted]
+    assert CONSOLE.lines(made).decode().splitlines() == [for_a_person(event) for event in wanted]
     got = from_jsonl(made)
     assert got == wanted
     assert all(tuple(event) == lines.FIELDS for event in got)
@@ -78,8 +125,35 @@ def test_a_line_as_it_stands_in_the_file():
     assert datetime.fromisoformat(first["timestamp_iso"]).utcoffset().total_seconds() == 0
 
 
+def test_a_line_by_the_elastic_common_schema():
+    made = batch({"timestamp": 1_250_999, "outcome": Outcome.DENIED_DROPPED, "suppressed": 12, "vlan": 100, "slot": 1}, policy=POLICY)
+    assert ECS.lines(made).decode() == (
+        '{"@timestamp":"2023-11-14T22:13:20.001250+00:00","ecs":{"version":"8.11.0"},"event":{"kind":"event","category":["network"],'
+        '"action":"dropped","type":["connection","denied"],"outcome":"success","module":"xdpmond","dataset":"xdpmond.events"},'
+        '"source":{"ip":"203.0.113.9","port":40312},"destination":{"ip":"192.0.2.1","port":22},"network":{"type":"ipv4","transport":"tcp",'
+        '"iana_number":"6","direction":"ingress","bytes":60,"vlan":{"id":"100"}},"observer":{"type":"firewall","product":"xdpmond",'
+        '"ingress":{"interface":{"name":"eth1"}}},"rule":{"name":"203.0.113.0/24"},'
+        '"xdpmond":{"verdict":"deny","suppressed":12,"flow_hash":0}}\n'
+    )
+
+
+def test_lines_for_a_person():
+    made = batch(
+        {"timestamp": 1_250_999, "outcome": Outcome.DENIED_DROPPED, "suppressed": 1200, "vlan": 100, "slot": 1},
+        {"src": "2001:db8::1", "dst": "fe80::1", "has_ports": 0, "protocol": 58},
+        {"src": "2001:db8::1", "dst": "fe80::1", "outcome": Outcome.DEFAULT_LOGGED},
+        policy=POLICY,
+    )
+    assert CONSOLE.lines(made).decode().splitlines() == [
+        "2023-11-14T22:13:20.001250+00:00 DROP deny  203.0.113.9:40312 > 192.0.2.1:22 tcp 60 bytes on eth1 vlan 100, rule 203.0.113.0/24,"
+        " 1,200 more like it before",
+        "2023-11-14T22:13:20.000001+00:00 LOG  log   2001:db8::1 > fe80::1 icmpv6 60 bytes on eth0, rule default",
+        "2023-11-14T22:13:20.000002+00:00 LOG  log   [2001:db8::1]:40312 > [fe80::1]:22 tcp 60 bytes on eth0, rule default",
+    ]
+
+
 def test_nothing_makes_no_line():
-    assert JSONL.lines(batch()) == CSV.lines(batch()) == b""
+    assert {of.lines(batch()) for of in (JSONL, CSV, ECS, CONSOLE)} == {b""}
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -129,6 +203,9 @@ def test_hostile_interface_names_break_no_field(names):
     rows = from_csv(made)
     assert [len(row) for row in rows] == [len(lines.FIELDS)] * 16
     assert all(row["flow_hash"] == "0" and row["interface"].isprintable() for row in rows)
+    assert [event["observer"]["ingress"]["interface"]["name"] for event in from_ecs(made)] == names
+    shown = CONSOLE.lines(made).decode().split("\n")
+    assert len(shown) == 17 and all(line.isprintable() for line in shown)
 
 
 @pytest.mark.parametrize("name", ['e"},{"x":"', "e\\", 'a,b"c', "=cmd|x", "\x1b[2J", "\udcff", "\u2028", "🦊"])

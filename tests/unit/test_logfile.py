@@ -14,7 +14,7 @@ import pytest
 from eventfakes import numbered
 
 from xdpmond import lines
-from xdpmond.config import Log, LogFormat
+from xdpmond.config import Log, LogFields, LogFormat
 from xdpmond.errors import ConfigError
 from xdpmond.messages import Message, Priority
 from xdpmond.sinks import logfile
@@ -101,6 +101,22 @@ def test_a_second_run_goes_on_behind_the_first(keeper):
     head, *rows = keeper.path.read_text().splitlines()
     assert head.startswith("timestamp,")
     assert [row.rpartition(",")[2] for row in rows] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "format"),
+    [
+        ({}, lines.jsonl()),
+        ({"fields": LogFields.ECS}, lines.ecs()),
+        ({"format": LogFormat.CSV}, lines.csv()),
+        ({"format": LogFormat.CONSOLE}, lines.console()),
+    ],
+)
+def test_each_format_is_the_one_that_was_asked_for(keeper, settings, format):
+    log = keeper.log(**settings)
+    log.put(numbered(7))
+    log.close()
+    assert keeper.path.read_bytes() == format.head + format.lines(numbered(7))
 
 
 def test_only_owner_and_group_may_read_it_whatever_the_umask(keeper):

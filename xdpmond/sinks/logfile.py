@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..batch import EventBatch
-from ..config import Log, LogFormat
+from ..config import Log, LogFields, LogFormat
 from ..errors import ConfigError
 from ..messages import Message, Priority, Record
 from .rotation import Compressor, CutShort, RotatedFile
@@ -111,7 +111,7 @@ class LogFile:
     def _run(self, after: LogFile | None) -> None:
         if after:
             after.close(timeout=10.0)
-        self._format = _format(self.log.format)
+        self._format = _format(self.log)
         self._file = RotatedFile(self.log, self._format.head)
         self._attempt(self._file.open, 0)
         if self._compressor:
@@ -177,11 +177,12 @@ class LogFile:
         self._report(Record(Message.LOG_PROBLEM, text, {"path": self.log.path, "lost": self.lost_on_disk}, priority=priority))
 
 
-def _format(name: LogFormat) -> LineFormat:
+def _format(log: Log) -> LineFormat:
     # Its tables are a megabyte, for nothing where there is no log.
     from .. import lines
 
-    return {LogFormat.JSONL: lines.jsonl, LogFormat.CSV: lines.csv}[name]()
+    jsonl = lines.ecs if log.fields is LogFields.ECS else lines.jsonl
+    return {LogFormat.CONSOLE: lines.console, LogFormat.JSONL: jsonl, LogFormat.CSV: lines.csv}[log.format]()
 
 
 def _reason(error: Exception) -> str:
