@@ -66,6 +66,12 @@ class Context:
         return self.terminal and self.environ.get("TERM", "dumb") not in ("", "dumb")
 
     @property
+    def unicode(self) -> bool:
+        """Can more than ASCII be written?"""
+        encoding = getattr(self.out, "encoding", None)
+        return encoding is None or encoding.lower().replace("-", "").startswith("utf")
+
+    @property
     def json(self) -> bool:
         return bool(self.arguments.json != "off")
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     """From the --bus option and the environment to the daemon."""
 
 INTERRUPTED = 130
+IN_ASCII = {"≥": ">=", "±": "+-", "…": "...", "─": "-"}
+"""What we write ourselves."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,10 +97,23 @@ def _width(environ: Mapping[str, str]) -> int:
 
 
 def _prepare(out: TextIO) -> None:
-    """What the locale cannot write is shown as an escape, not as a traceback."""
+    """What the locale cannot write is shown in ASCII or as an escape, not as a traceback."""
+    import codecs
+
+    codecs.register_error("xdpmonctl", _in_ascii)
     reconfigure: Any = getattr(out, "reconfigure", None)
     if reconfigure is not None:
-        reconfigure(errors="backslashreplace")
+        reconfigure(errors="xdpmonctl")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
+    import codecs
+
+    if isinstance(error, UnicodeEncodeError):
+        characters = error.object[error.start : error.end]
+        if all(character in IN_ASCII for character in characters):
+            return "".join(IN_ASCII[character] for character in characters), error.end
+    return codecs.backslashreplace_errors(error)
 
 
 def _complain(err: TextIO, message: str, hint: str, environ: Mapping[str, str]) -> None:

@@ -197,7 +197,7 @@ def _mode(parser: argparse.ArgumentParser) -> None:
 
 def _select(parser: argparse.ArgumentParser, unit: str) -> None:
     """What is asked of ports, talkers and flows alike."""
-    parser.add_argument("--limit", type=_whole, default=20, metavar="N", help=f"so many {unit}; 20 unless given")
+    parser.add_argument("--limit", type=_whole, metavar="N", help=f"so many {unit}; 20 unless given, or what fits a live screen")
     parser.add_argument("--port", type=_port, metavar="P", help="only what goes to this port")
     parser.add_argument("--proto", metavar="P", help="only this protocol, by name or number")
 

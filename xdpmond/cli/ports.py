@@ -9,6 +9,7 @@ from .layout import write_fitting
 from .protocols import service, target
 from .render import Cell, Column, short, short_bytes
 
+DEFAULT_ROWS = 20
 FAMILIES = ("ipv4", "ipv6")
 
 COLUMNS = [
@@ -46,7 +47,7 @@ def ports(context: Context) -> None:
 def wanted(context: Context) -> dict[str, object]:
     """The options of the call: what was given, and no more."""
     given = context.arguments
-    options: dict[str, object] = {"limit": given.limit}
+    options: dict[str, object] = {"limit": given.limit or DEFAULT_ROWS}
     if given.port is not None:
         options["port"] = given.port
     if given.proto is not None:

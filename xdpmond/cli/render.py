@@ -100,6 +100,15 @@ def percent(part: float, whole: float) -> str:
     return "< 1 %" if share < 0.5 else "> 99 %" if share >= 99.5 else f"{round(share)} %"
 
 
+BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
+
+
+def bars(values: Sequence[float], *, unicode: bool = True) -> str:
+    """A bar for each value, from nothing to the largest. Where there is nothing, there is no bar."""
+    shapes, most = BARS if unicode else ASCII_BARS, max(values, default=0)
+    return "".join(" " if value <= 0 else shapes[min(len(shapes) - 1, int(value / most * len(shapes)))] for value in values)
+
+
 def plural(number: int, one: str, many: str = "") -> str:
     """`1 entry`, `12,345 entries`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -9,18 +9,22 @@ limited by design (events are samples) is said without alarm.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from ..errors import NotRunningError, XdpmondError
 from . import fields
 from .context import Context
 from .fields import Document
+from .ports import brief
 from .protocols import target
-from .render import VERDICT_COLOURS, Cell, Style, columns, format_row, percent, safe, short, short_bytes, span
+from .render import VERDICT_COLOURS, Cell, Style, bars, columns, format_row, percent, plural, safe, short, short_bytes, span
 
 SCREEN_LINES = 23
 SHOWN_INTERFACES = 3
 SHOWN_SOURCES = 5
 SHOWN_HINTS = 3
+SHOWN_PORTS = 5
+SHOWN_WINDOWS = 60
 BUSY_PACKETS = 100
 """A source with fewer is not worth a ban."""
 LABEL = 10
@@ -38,35 +42,50 @@ def status(context: Context) -> None:
     from .client import ssh_peers
 
     width = context.width if context.terminal else UNLIMITED
-    screen = Screen(document, context.style, own=ssh_peers(context.environ), width=width, now=context.clock())
-    for line in screen.lines(legend=context.legend):
+    screen = Screen(document, context.style, own=ssh_peers(context.environ), width=width, now=context.clock(), unicode=context.unicode)
+    windows = told(context.daemon.windows, limit=SHOWN_WINDOWS)
+    # Those of a full window are counted already, those of the running one would be for us.
+    ports = told(context.daemon.ports, limit=SHOWN_PORTS, interval=bool(windows))
+    for line in screen.lines(windows, ports, legend=context.legend):
         context.line(line)
+
+
+def told(method: Callable[[Mapping[str, object]], Iterable[bytes]], **options: object) -> list[Document]:
+    """The rows that the daemon tells; none if it is too old to know the method. The screen is shown in any case."""
+    try:
+        return list(fields.parse_lines(method(options)))
+    except NotRunningError:
+        raise
+    except XdpmondError:
+        return []
 
 
 class Screen:
     """One status document as lines. `own` are the addresses that the reader's own SSH session comes from."""
 
-    def __init__(self, document: Document, style: Style, *, own: list[str], width: int, now: float) -> None:
+    def __init__(self, document: Document, style: Style, *, own: list[str], width: int, now: float, unicode: bool = True) -> None:
         self._document = document
         self._style = style
         self._own = own
         self._width = width
         self._now = now
+        self._unicode = unicode
         self._tight = False
         self._interfaces = fields.rows(document, "interfaces")
         self._attached = [row for row in self._interfaces if fields.text(row, "state") == "attached"]
 
-    def lines(self, *, legend: bool = True) -> list[str]:
+    def lines(self, windows: Sequence[Document] = (), ports: Sequence[Document] = (), *, legend: bool = True) -> list[str]:
         """The screen; if it does not fit, the same with long lines cut instead of continued."""
         self._tight = False
-        lines = self._lines(legend)
+        lines = self._lines(windows, ports, legend)
         if len(lines) > SCREEN_LINES and self._width < UNLIMITED:
             self._tight = True
-            lines = self._lines(legend)
+            lines = self._lines(windows, ports, legend)
         return lines
 
-    def _lines(self, legend: bool) -> list[str]:
-        head = [*self._verdict(), *self._interface_lines(), *self._figures()]
+    def _lines(self, windows: Sequence[Document], ports: Sequence[Document], legend: bool) -> list[str]:
+        head = [*self.verdict(), *self._interface_lines(), *self._mode(), *self.traffic(), *self.history(windows)]
+        head += [*self._totals(), *self._policy_and_tables(), *self._ports(ports)]
         problems = [*self._losses(), *self._reload(), *self._warnings()]
         hints = self._hints() if legend else []
         tail = ["", *problems, *hints] if problems or hints else []
@@ -89,7 +108,7 @@ class Screen:
             line, used, first = line + gap + self._style(text, colour), used + len(gap) + len(text), False
         return [*lines, line]
 
-    def _verdict(self) -> list[str]:
+    def verdict(self) -> list[str]:
         modes = {fields.text(row, "mode") or fields.text(self._document, "mode") for row in self._attached}
         if not self._attached:
             waiting = ", ".join(safe(fields.text(row, "name")) for row in self._interfaces)
@@ -123,20 +142,40 @@ class Screen:
             lines += self._line("", [f"and {len(rows) - len(shown)} more interfaces"])
         return lines
 
-    def _figures(self) -> list[str]:
+    def _mode(self) -> list[str]:
+        if fields.text(self._document, "mode_source") != "operator":
+            return []
+        return self._line("mode", [f"set by xdpmonctl; the files say {safe(fields.text(self._document, 'file_mode'))}"])
+
+    def traffic(self) -> list[str]:
+        rates = fields.value(self._document, "rates") or {}
+        packets, dropped = fields.number(rates, "packets_per_second"), fields.number(rates, "dropped_per_second")
+        parts: list[Cell] = [f"{short(packets)} packets/s", f"{short_bytes(fields.number(rates, 'bytes_per_second'))}/s"]
+        parts.append((f"{short(dropped)}/s dropped ({percent(dropped, packets)})", "red") if dropped else "none dropped")
+        if interval := fields.number(rates, "interval_seconds"):
+            parts.append(f"over {span(interval)}")
+        return self._line("traffic", parts)
+
+    def history(self, windows: Sequence[Document]) -> list[str]:
+        """The packets of the last windows as bars, red where some were dropped. By the second: a late window is longer."""
+        if not windows:
+            return []
+        lengths = [max(fields.number(row, "ended") - fields.number(row, "started"), 0.001) for row in windows]
+        rates = [fields.number(row, "packets") / length for row, length in zip(windows, lengths, strict=True)]
+        what = f"most {short(max(rates))} packets/s in {plural(len(rates), 'window')} of {span(sorted(lengths)[len(lengths) // 2])}"
+        room = max(1, self._width - LABEL - len(what) - 2)
+        shown = list(zip(windows, bars(rates, unicode=self._unicode), strict=True))[-room:]
+        painted = "".join(self._style(bar, "red" if fields.number(row, "dropped") else "cyan") for row, bar in shown)
+        return [f"{'windows':<{LABEL}}{painted}  {what}"]
+
+    def _totals(self) -> list[str]:
         document = self._document
 
         def total(name: str, words: str, colour: str = "") -> list[Cell]:
             packets = fields.number(document, "totals", name, "packets")
             return [(f"{short(packets)} {words}", colour)] if packets else []
 
-        rates = fields.value(document, "rates") or {}
-        packets, dropped = fields.number(rates, "packets_per_second"), fields.number(rates, "dropped_per_second")
-        traffic: list[Cell] = [f"{short(packets)} packets/s", f"{short_bytes(fields.number(rates, 'bytes_per_second'))}/s"]
-        traffic.append((f"{short(dropped)}/s dropped ({percent(dropped, packets)})", "bold") if dropped else "none dropped")
-        if interval := fields.number(rates, "interval_seconds"):
-            traffic.append(f"over {span(interval)}")
-        totals: list[Cell] = [
+        return self._line("total", [
             f"{short(fields.number(document, 'totals', 'packets'))} packets in {span(self._counting_seconds())}",
             *total("dropped", "dropped", "red"),
             *total("denied_passed", "denied but let in", "yellow"),
@@ -144,15 +183,18 @@ class Screen:
             *total("allowed", "allowed"),
             *total("essential", "essential"),
             *total("no_source", "without a source"),
-        ]
-        operator = fields.text(document, "mode_source") == "operator"
-        return [
-            *(self._line("mode", [f"set by xdpmonctl; the files say {safe(fields.text(document, 'file_mode'))}"]) if operator else []),
-            *self._line("traffic", traffic),
-            *self._line("total", totals),
-            *self._line("policy", self._policy()),
-            *(self._line("tables", tables) if (tables := self._tables()) and not self._tight else []),
-        ]
+        ])  # fmt: skip
+
+    def _policy_and_tables(self) -> list[str]:
+        tables = [] if self._tight else self._tables()
+        return [*self._line("policy", self._policy()), *(self._line("tables", tables) if tables else [])]
+
+    def _ports(self, ports: Sequence[Document]) -> list[str]:
+        """Those with the most sources."""
+        if not ports:
+            return []
+        parts: list[Cell] = [f"{brief(row)} {'sources' * (not at)}".rstrip() for at, row in enumerate(ports[:SHOWN_PORTS])]
+        return self._line("ports", parts)
 
     def _counting_seconds(self) -> float:
         """How long the totals have been counted: over the daemon's own restarts."""
@@ -241,6 +283,9 @@ class Screen:
         limited = _counted(losses, over_budget="events over budget", merged="merged", journal_held_back="held back from the journal")
         if limited:
             lines += self._line("sampled", limited, "dim")
+        forwarded = {"elsewhere": fields.number(books, "elsewhere", "packets")}
+        if elsewhere := _counted(forwarded, elsewhere="packets to other hosts, not counted by source"):
+            lines += self._line("elsewhere", elsewhere, "dim")
         anomalies = fields.value(self._document, "anomalies")
         odd = _counted(anomalies, **{name: safe(name) for name in anomalies}) if isinstance(anomalies, dict) else []
         if odd:
