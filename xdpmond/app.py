@@ -10,16 +10,19 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import getpass
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +30,7 @@ from . import __version__, memory
 from .attribution import RuleBook
 from .batch import EventBatch, Match
 from .config import Config, ConfigPaths, config_warnings, load, require_force
-from .errors import KernelError, StateError, XdpmondError
+from .errors import KernelError, StateError, UsageError, XdpmondError
 from .feeds import BlockedSources
 from .interfaces import Interfaces
 from .kernel.datapath import Datapath, Kept
@@ -35,17 +38,24 @@ from .kernel.links import LinkWatch
 from .kernel.pump import EventPump
 from .kernel.rulecounts import RuleCountTable
 from .kernel.sockets import ephemeral_ports, established_peers, port_flags
+from .measures import Meter, Numbers, source_list
 from .messages import Message, Record
 from .model import Caller, Count, Mode, Prefix, RuleCounts, Verdict
+from .names import Names
 from .policy import Policy
+from .rows import NO_ROWS
 from .service import Ports, Service
 from .sinks.console import ConsoleSink
+from .sinks.exporters import Exporters, require_possible, require_sensible
 from .sinks.journal import JournalSink
 from .sinks.logfile import LogFiles, require_within, require_writable
 from .state import NAME as STATE_FILE
 from .state import OperatorStore, State
 from .systemd import Notifier, stored_descriptors, writable_paths
 from .windows import LossWarning, Pressure, Progress, Summary, Totals, Window, lost
+
+if TYPE_CHECKING:
+    from .bus.server import BusServer
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     add("--enforce", "--drop-packets", action="store_true", dest="enforce", help="drop the packets of denied sources")
     add("--force", action="store_true", help='enforce default = "deny" although answers to own connections are dropped too')
     add("--check-config", action="store_true", help="read the configuration, say what is wrong with it, and end")
+    add("--hash-password", metavar="NAME", help="ask for a password, and write the line for metrics.users of the configuration")
     add("--bus", metavar="ADDRESS", default=os.environ.get("XDPMOND_BUS"), help="D-Bus address to serve on (default: the system bus)")
     add("--no-bus", action="store_true", help="do not serve on D-Bus")
     add("--state", metavar="FILE", help="keep entries added at run time in this file (default without systemd: in memory)")
@@ -73,6 +84,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     paths = ConfigPaths.single(options.config) if options.config else ConfigPaths()
     try:
+        if options.hash_password is not None:
+            return _hash_password(options.hash_password)
         if options.check_config:
             return _check(paths, options)
         return asyncio.run(Daemon(options, paths).run())
@@ -92,11 +105,28 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
+def _hash_password(name: str) -> int:
+    """From the terminal, or a line of the standard input."""
+    from .sinks.passwords import hashed
+
+    if sys.stdin.isatty():
+        password = getpass.getpass(f"Password of {name}: ")
+        if getpass.getpass("Again: ") != password:
+            raise UsageError("the passwords differ")
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    print(hashed(name, password))
+    return 0
+
+
 def _check(paths: ConfigPaths, options: argparse.Namespace) -> int:
     config = load(paths)
     require_force(config, options.force)
-    if config.log and not options.config and (writable := writable_paths("xdpmond.service")) is not None:
+    writable = writable_paths("xdpmond.service") if not options.config else None
+    if writable is not None:
         require_within(config.log, writable)
+    require_sensible(config, writable)
+    Names.open(config.names)
     for warning in config_warnings(config):
         print(f"xdpmond: note: {warning}")
     files = ", ".join(config.files) or "no file: the defaults hold"
@@ -117,6 +147,7 @@ class _BookedKernel:
     def __init__(self, datapath: Datapath, book: RuleBook):
         self._datapath, self._book = datapath, book
         self.totals, self.tallies, self.read_running = datapath.totals, datapath.tallies, datapath.read_running
+        self.read_running_sketches = datapath.read_running_sketches
         self.configure, self.facts = datapath.configure, datapath.facts
 
     def apply_policy(self, policy: Policy, touched: Sequence[Prefix] | None, default: Verdict) -> None:
@@ -152,6 +183,12 @@ class Daemon:
         self._window_changed = asyncio.Event()
         self._blocked = BlockedSources()
         self._logs = LogFiles(self.report)
+        self._exporters = Exporters(self.report, self._list_sources)
+        self._messages: Counter[Message] = Counter()
+        self._counting = threading.Lock()
+        self._measure_now = asyncio.Event()
+        self._late_windows = 0
+        self._bus: BusServer | None = None
         self._blocked_timer: asyncio.TimerHandle | None = None
         self._hung_up = asyncio.Event()
         self._has_terminal = os.isatty(0)
@@ -174,6 +211,7 @@ class Daemon:
         """For a reload, which refuses what a start has to put up with: logs that cannot be written now."""
         config = self._load_config()
         require_writable(config.log)
+        require_possible(config)
         return config
 
     def _make_store(self) -> OperatorStore | MemoryStore:
@@ -208,12 +246,15 @@ class Daemon:
         try:
             return await self._run(config)
         finally:
+            await asyncio.to_thread(self._exporters.close)
             await asyncio.to_thread(self._logs.close)
             await asyncio.to_thread(self._sink.close)
             self._kernel_thread.shutdown()
 
     def report(self, record: Record) -> None:
         """From any thread: sinks take records without blocking."""
+        with self._counting:
+            self._messages[record.message] += 1
         self._sink.put(dataclasses.replace(record, timestamp=record.timestamp or time.time()))
 
     async def _run(self, config: Config) -> int:
@@ -288,12 +329,14 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGUSR1, self._logs.reopen)
         self._configure_logs()
+        self._exporters.configure(self._service.config)
         changed = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             running = [
                 tasks.create_task(links.watch(changed.set), name="links"),
                 tasks.create_task(self._follow_links(changed), name="reconcile"),
                 tasks.create_task(self._windows(), name="windows"),
+                tasks.create_task(self._measure(), name="metrics"),
                 tasks.create_task(self._follow_hang_ups(), name="reload"),
                 tasks.create_task(self._service.run(), name="service"),
             ]
@@ -305,7 +348,7 @@ class Daemon:
             if self._service.config.bus.enable:
                 from .bus.server import BusServer
 
-                bus = BusServer(self._service, self._options.bus, self._of_bus)
+                bus = self._bus = BusServer(self._service, self._options.bus, self._of_bus)
                 running.append(tasks.create_task(bus.run(), name="bus"))
                 await bus.settled()
             self._notifier.ready(self._status_line())
@@ -361,9 +404,12 @@ class Daemon:
                 window, totals, tracked, lost_before = await self._in_kernel_thread(
                     self._close_window, service.config.window, service.settled_policy
                 )
-                service.progress = service.progress.closed(window, totals, tracked, lost_before)
+                window = await asyncio.to_thread(window.counted, service.config.ports)
+                service.window_closed(window, totals, tracked, lost_before)
                 if interval:
                     await asyncio.to_thread(summary.add, window)
+            self._late_windows += window.late
+            self._measure_now.set()
             if warning.due(window, interval):
                 self.report(Record(Message.WARNING, _TALKERS_LOST))
             if not interval:
@@ -386,16 +432,50 @@ class Daemon:
         if policy is not None:
             book.settle(policy)
         book.begin(number)
-        rows = self._datapath.close_window().rows
+        closed = self._datapath.close_window()
         lost_now = lost(self._datapath.tallies())
-        book.close(rows, control.window_started, lost=lost_now, lost_before=lost_before)
+        book.close(closed.rows, control.window_started, lost=lost_now, lost_before=lost_before)
         totals = self._read_totals()
         try:
             self._refresh_ports()
         except KernelError as error:
             self.report(Record(Message.WARNING, f"which ports are listened on is not seen: {error}"))
-        window = Window(number, started, control.window_started + epoch, wanted, rows, exact=lost_now == exact_until)
+        window = Window(number, started, control.window_started + epoch, wanted, closed.rows, lost_now == exact_until, closed.sketches)
         return window, totals, control.tracked, lost_before
+
+    async def _measure(self) -> None:
+        """Measure for whoever wants it: at intervals, and whenever a window has ended."""
+        meter, told, failed = Meter(), None, False
+        while True:
+            self._measure_now.clear()
+            if self._exporters.wanted:
+                try:
+                    numbers = await self._numbers()
+                    failed = False
+                except KernelError as error:
+                    if not failed:
+                        self.report(Record(Message.METRICS_PROBLEM, f"the figures cannot be read, and stay as they were: {error}"))
+                    failed = True
+                else:
+                    window = numbers.window
+                    new, told = window is not None and window.number != told, window.number if window else None
+                    families = await asyncio.to_thread(meter.measure, numbers)
+                    self._exporters.publish(families, window.ended if window and new else None)
+            seconds = self._service.config.metrics.refresh if self._exporters.refreshing else None
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._measure_now.wait(), seconds)
+
+    async def _numbers(self) -> Numbers:
+        numbers = await self._service.measurements()
+        with self._counting:
+            messages = dict(self._messages)
+        return dataclasses.replace(numbers, late_windows=self._late_windows, decided=self._book.decided, messages=messages,
+                                   bus_connected=self._bus is not None and self._bus.connected)  # fmt: skip
+
+    def _list_sources(self) -> Iterator[bytes]:
+        """Those of the last full window. From any thread."""
+        config, last = self._service.config, self._service.progress.last
+        return source_list(last.rows if last else NO_ROWS, config.ports, with_local=config.show_local)
 
     def _read_pressure(self) -> Pressure:
         facts: Mapping[str, Any] = self._datapath.facts()
@@ -448,6 +528,7 @@ class Daemon:
             "queue_full": {self._sink.name: self._sink.lost} if self._sink.lost else {},
             "journal_held_back": self._sink.held_back,
             "followers": self._service.events.lost,
+            "influxdb": self._exporters.lost,
             **self._logs.losses(),
         }
 
@@ -475,6 +556,8 @@ class Daemon:
         else:
             self._sink.set_budget(self._service.config.journal.events_per_minute)
             self._configure_logs()
+            self._exporters.configure(self._service.config)
+            self._measure_now.set()
             self._window_changed.set()
             self._notifier.ready(self._status_line())
 

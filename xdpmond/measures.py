@@ -21,9 +21,9 @@ import numpy as np
 from .config import Config
 from .interfaces import InterfaceState
 from .messages import Message
-from .model import Count, Family, Mode, Origin, Outcome, ProtocolClass, Total, Verdict, protocol_name
-from .ports import PortCount, Unique, shown
-from .rows import talker
+from .model import Count, Family, Mode, Origin, Outcome, PortRange, ProtocolClass, Total, Verdict, protocol_name
+from .ports import PortCount, Unique, in_ranges, shown
+from .rows import is_local, talker
 from .windows import Window
 
 
@@ -190,7 +190,7 @@ def _anomalies(numbers: Numbers) -> Iterator[Sample]:
     return (((name,), number) for name, number in numbers.tallies.anomalies.items())
 
 
-# The books: readable source = tracked + evicted + untracked, but for what the running window holds
+# The books: readable source = tracked + evicted + untracked + elsewhere, but for what the running window holds
 
 
 @_family("sourced_packets_total", "Packets with a readable source: what the books are kept of.")
@@ -204,13 +204,14 @@ def _sourced_bytes(numbers: Numbers) -> int:
 
 
 def _books(numbers: Numbers) -> dict[str, Count]:
-    return {"tracked": numbers.tracked, "evicted": numbers.tallies.evicted, "untracked": numbers.tallies.untracked}
+    tallies = numbers.tallies
+    return {"tracked": numbers.tracked, "evicted": tallies.evicted, "untracked": tallies.untracked, "elsewhere": tallies.elsewhere}
 
 
 @_family("talker_packets_total", """
     Packets by how the table of talkers took them. tracked: read with their talker when a window had ended; evicted: their talker had to
-    make room before it was read; untracked: no room was found. The books balance: these together are xdpmond_sourced_packets_total less
-    what the running window holds.""", "state")  # fmt: skip
+    make room before it was read; untracked: no room was found; elsewhere: they were for other hosts, which destination = "local"
+    leaves out. The books balance: these together are xdpmond_sourced_packets_total less what the running window holds.""", "state")  # fmt: skip
 def _talker_packets(numbers: Numbers) -> Iterator[Sample]:
     return (((state,), count.packets) for state, count in _books(numbers).items())
 
@@ -555,12 +556,17 @@ class Meter:
 _LISTED_AT_A_TIME = 512
 
 
-def source_list(rows: np.ndarray) -> Iterator[bytes]:
-    """Talkers with a port as a JSON array, in pieces: `[{"ip", "network", "transport", "port"}, ...]`, one for each address and port."""
+def source_list(rows: np.ndarray, ranges: Sequence[PortRange] = (), *, with_local: bool = True) -> Iterator[bytes]:
+    """Talkers with a port as a JSON array, in pieces: `[{"ip", "network", "transport", "port"}, ...]`, one for each address and port.
+    `ranges`: of these ports alone; none: of all."""
     begin = b"["
     for at in range(0, len(rows), _LISTED_AT_A_TIME):
+        part = rows[at : at + _LISTED_AT_A_TIME]
+        wanted = in_ranges(part["protocol"].astype("u4") << 16 | part["port"], ranges)
+        if not with_local:
+            wanted &= ~is_local(part)
         items = []
-        for row in rows[at : at + _LISTED_AT_A_TIME]:
+        for row in part[wanted]:
             of = talker(row)
             transport = _TRANSPORTS.get(of.protocol)
             if transport and of.port is not None:
