@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,22 @@ import numpy as np
 from . import documents
 from .config import Config
 from .errors import UsageError
-from .model import PROTOCOL_NAMES, Action, Family, Mode, Prefix, RuleCounts, Verdict, format_address
+from .model import PROTOCOL_NAMES, Action, Family, Mode, PortRange, Prefix, RuleCounts, Verdict, format_address
 from .modes import Modes
+from .names import NO_NAMES, Names
 from .policy import Policy
-from .rows import WITH_PORTS, merge, of_source, strongest
-from .windows import Progress, Totals, lost
+from .ports import PortCounts, Sketches, count_ports, estimated, on_ports
+from .rows import NO_ROWS, WITH_PORTS, Where, by_network, is_local, merge, merged_chunks, of_source, strongest, survey, take
+from .windows import Past, Progress, Totals, lost
 
 Json = dict[str, Any]
 
 MOST_ROWS = 100_000
+MIXED = "mixed"
+"""The verdict or the rule of a network that has several."""
+SHOWN_PORTS = 5
+SHOWN_WINDOWS = 60
+"""In the status."""
 _BY = {"bytes": "bytes", "packets": "packets", "syn": "syns", "syns": "syns"}
 _PROTOCOLS = {name: number for number, name in PROTOCOL_NAMES.items()}
 
@@ -41,19 +48,62 @@ class View:
     strictest: Mode
     """Of the modes of all interfaces."""
     progress: Progress
+    now: float = 0.0
+    names: Names = NO_NAMES
 
     @property
     def default(self) -> Verdict:
         return self.config.default
 
-    def talker(self, row: np.void, exact: bool) -> Json:
-        return _talker(self.policy, self.default, exact, row)
+    @property
+    def seconds(self) -> float:
+        """What the last full window and the running one cover together."""
+        last = self.progress.last
+        return self.now - (last.started if last else self.progress.began.at)
+
+    def shower(self, exact: bool, seconds: float, bits: Mapping[Family, int] | None = None) -> Shower:
+        return Shower(self.policy, self.default, self.names, exact, seconds, bits or {})
 
 
-def _talker(policy: Policy, default: Verdict, exact: bool, row: np.void) -> Json:
-    family = Family(int(row["family"]))
-    entry = policy.match(family, row["source"].tobytes()[: family.bits // 8])
-    return documents.talker(row, entry.verdict if entry else default, str(entry.prefix) if entry else "default", not exact)
+@dataclass(frozen=True, slots=True)
+class Shower:
+    """Makes documents of rows. It knows what that takes, and not the view, in which there are all talkers."""
+
+    policy: Policy
+    default: Verdict
+    names: Names
+    exact: bool
+    seconds: float
+    bits: Mapping[Family, int]
+    """How long the networks are that the rows are sums of."""
+    _decided: dict[Prefix, tuple[str, str]] = field(default_factory=dict)
+
+    def __call__(self, row: np.void) -> Json:
+        family = Family(int(row["family"]))
+        packed = row["source"].tobytes()[: family.bits // 8]
+        length = self.bits.get(family)
+        verdict, rule = self._decision(family, packed, length)
+        return documents.talker(row, verdict, rule, partial=not self.exact, seconds=self.seconds, length=length,
+                                name=self.names.of(family, packed, length))  # fmt: skip
+
+    def _decision(self, family: Family, packed: bytes, length: int | None) -> tuple[str, str]:
+        """Verdict and rule."""
+        if length is None:
+            entry = self.policy.match(family, packed)
+            return (entry.verdict, str(entry.prefix)) if entry else (self.default, "default")
+        prefix = Prefix(family, packed, length)
+        if prefix not in self._decided:
+            self._decided[prefix] = self._of_network(prefix)
+        return self._decided[prefix]
+
+    def _of_network(self, prefix: Prefix) -> tuple[str, str]:
+        entry = self.policy.over(prefix)
+        verdict, rule = (entry.verdict, str(entry.prefix)) if entry else (self.default, "default")
+        within = (prefix.length + 1, prefix.family.bits)
+        if not self.policy.any_inside(prefix, *within):
+            return verdict, rule
+        same = all(other is verdict for _, other in self.policy.inside(prefix, *within))
+        return verdict if same else MIXED, MIXED
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,27 +116,68 @@ class Reading:
     totals: Totals
     after: Any
     facts: Mapping[str, Any]
+    sketches: Sketches | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which talkers, and in which order."""
+    """Which talkers, and in which order. `local` None: as the configuration says; `bits`: the lengths of the networks to sum up."""
 
     by: str
     limit: int
     port: int | None
     protocol: int | None
+    local: bool | None = None
+    bits: Mapping[Family, int] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, by: str, limit: int, port: int | None, protocol: str | None) -> Wanted:
+    def parse(cls, by: str, limit: int, port: int | None, protocol: str | None, *, local: bool | None = None,
+              prefix_length: int | None = None, prefix_length6: int | None = None) -> Wanted:  # fmt: skip
         if by not in _BY:
             raise UsageError(f"'{by:.40}' is nothing to sort by", hint="bytes, packets or syn")
-        number = None
-        if protocol is not None:
-            number = int(protocol) if re.fullmatch("[0-9]{1,3}", protocol) else _PROTOCOLS.get(protocol)
-            if number is None or number > 255:
-                raise UsageError(f"'{protocol:.40}' is not a protocol", hint=f"{', '.join(_PROTOCOLS)} or a number up to 255")
-        return cls(_BY[by], min(max(limit, 1), MOST_ROWS), port, number)
+        bits = {}
+        for family, length in ((Family.IPV4, prefix_length), (Family.IPV6, prefix_length6)):
+            if length is None:
+                continue
+            if not 1 <= length <= family.bits:
+                raise UsageError(f"{length} is no length of a prefix", hint=f"1 to {family.bits} for {family.label}")
+            bits[family] = length
+        return cls(_BY[by], min(max(limit, 1), MOST_ROWS), port, _protocol(protocol, port), local, bits)
+
+    def where(self, rows: np.ndarray) -> np.ndarray:
+        mask = np.ones(len(rows), bool)
+        if self.protocol is not None:
+            mask &= rows["protocol"] == self.protocol
+        if self.port is not None:
+            mask &= (rows["port"] == self.port) & np.isin(rows["protocol"], WITH_PORTS)
+        return mask
+
+
+@dataclass(frozen=True, slots=True)
+class WantedPorts:
+    """Which ports. `within` none: all that the configuration names."""
+
+    limit: int
+    local: bool | None
+    within: tuple[PortRange, ...]
+
+    @classmethod
+    def parse(cls, limit: int, local: bool | None, port: int | None, protocol: str | None) -> WantedPorts:
+        number = _protocol(protocol, port)
+        low, high = (0, 65535) if port is None else (port, port)
+        within = () if port is None and number is None else (PortRange(number, low, high),)
+        return cls(min(max(limit, 1), MOST_ROWS), local, within)
+
+
+def _protocol(text: str | None, port: int | None) -> int | None:
+    if text is None:
+        return None
+    number = int(text) if re.fullmatch("[0-9]{1,3}", text) else _PROTOCOLS.get(text)
+    if number is None or number > 255:
+        raise UsageError(f"'{text:.40}' is not a protocol", hint=f"{', '.join(_PROTOCOLS)} or a number up to 255")
+    if port is not None and number not in WITH_PORTS:
+        raise UsageError(f"{text} has no ports", hint="leave out the port")
+    return number
 
 
 def settings(view: View) -> Json:
@@ -100,17 +191,22 @@ def settings(view: View) -> Json:
     }
 
 
-def traffic(view: View, reading: Reading) -> Json:
+def traffic(view: View, reading: Reading, history: Sequence[Past] = ()) -> Json:
     """The part of the status that is measured."""
     progress, after = view.progress, reading.after
     recent, exact = progress.recent(reading.running, "packets", 5), progress.exact(lost(after))
+    unique = estimated(recent.unique, exact, progress.sketches(reading.sketches))
+    shower = view.shower(exact, view.seconds)
+    running = count_ports(reading.running, view.config.ports, exact=progress.running_exact(lost(after)), sketches=reading.sketches)
     return {
         "counting_since": reading.facts["counting_since"],
         "totals": documents.totals(reading.totals),
         "rates": documents.rates(progress.since(reading.totals.at), reading.totals),
         "books": documents.books(reading.before, after, progress.tracked, reading.running),
-        "window": documents.window(progress.last, recent.unique, view.config.window, exact=exact),
-        "top": [view.talker(row, exact) for row in strongest(recent.strongest, "packets", 5)],
+        "window": documents.window(progress.last, unique, view.config.window),
+        "windows": [documents.past(of) for of in history],
+        "ports": list(islice(_ports(_closed(view), running, local=view.config.show_local), SHOWN_PORTS)),
+        "top": [shower(row) for row in strongest(recent.strongest, "packets", 5)],
         "tables": documents.tables(reading.facts, after, view.policy, view.config.tables),
         "maps": documents.maps(reading.facts),
         "events": {"made": after.events_made},
@@ -160,6 +256,7 @@ def explain(view: View, family: Family, packed: bytes, counts: RuleCounts, runni
     last = view.progress.last
     own = [of_source(rows, family, packed) for rows in ([last.rows] if last else []) + [running]]
     effective = [before is None or before.prefix != entry.prefix for before, entry in zip([None, *covering], covering, strict=False)]
+    shower = view.shower(exact, view.seconds)
     explained = [documents.entry(entry, first, counts.get(entry.prefix)) for entry, first in zip(covering, effective, strict=True)]
     return {
         "address": format_address(family, packed),
@@ -170,20 +267,73 @@ def explain(view: View, family: Family, packed: bytes, counts: RuleCounts, runni
         "default": view.default,
         "mode": mode,
         "covering": explained,
-        "talkers": [view.talker(row, exact) for row in strongest(merge(*own), "packets", 20)],
+        "talkers": [shower(row) for row in strongest(merge(*own), "packets", 20)],
         "text": documents.explanation(covering[0] if covering else None, view.default, mode),
     }
 
 
-def top(view: View, running: np.ndarray, wanted: Wanted, exact: bool) -> Iterable[Json]:
-    def where(rows: np.ndarray) -> np.ndarray:
-        mask = np.ones(len(rows), bool)
-        if wanted.protocol is not None:
-            mask &= rows["protocol"] == wanted.protocol
-        if wanted.port is not None:
-            mask &= (rows["port"] == wanted.port) & np.isin(rows["protocol"], WITH_PORTS)
-        return mask
-
-    found = strongest(view.progress.recent(running, wanted.by, wanted.limit, where).strongest, wanted.by, wanted.limit)
+def top(view: View, running: np.ndarray | None, wanted: Wanted, exact: bool) -> Iterator[Json]:
+    """The strongest talkers, or networks; then how many local sources were left out, if any were. Without `running` of the last full window
+    alone."""
+    last = view.progress.last
+    parts = [last.rows if last else NO_ROWS, NO_ROWS if running is None else running]
+    seconds = view.seconds if running is not None else last.seconds if last else 0.0
+    local = view.config.show_local if wanted.local is None else wanted.local
+    hidden = {} if local else survey(*parts, where=lambda rows: wanted.where(rows) & is_local(rows)).unique
+    where: Where = wanted.where if local else lambda rows: wanted.where(rows) & ~is_local(rows)
+    if wanted.bits:
+        chunks = (take(rows, np.flatnonzero(where(rows))) for rows in merged_chunks(*parts))
+        found = by_network(chunks, sum(map(len, parts)), wanted.bits)
+    else:
+        found = survey(*parts, by=wanted.by, limit=wanted.limit, where=where).strongest
+    found = strongest(found, wanted.by, wanted.limit)
     # Whoever takes them takes his time: what he holds must not be the view, in which there are all talkers.
-    return map(partial(_talker, view.policy, view.default, exact), found)
+    return _shown(found, view.shower(exact, seconds, wanted.bits), hidden)
+
+
+def _shown(rows: np.ndarray, shower: Shower, hidden: Mapping[Family, int]) -> Iterator[Json]:
+    yield from map(shower, rows)
+    if any(hidden.values()):
+        yield {"hidden": {"local": documents.hidden_sources(hidden)}}
+
+
+def ports(view: View, running: np.ndarray | None, wanted: WantedPorts, sketches: Sketches | None, exact: bool) -> Iterator[Json]:
+    """The ports with the most sources, then the total of all. Without `running` of the last full window alone; `exact` is said of that."""
+    local = view.config.show_local if wanted.local is None else wanted.local
+    config, last, closed = view.config.ports, view.progress.last, _closed(view, wanted.within)
+    now = None if running is None else count_ports(running, config, within=wanted.within, exact=exact, sketches=sketches)
+    tables = [closed] if now is None else [closed, now]
+    hidden: Mapping[Family, int] = {}
+    if not local:
+        reached = on_ports(np.concatenate([of.cells["key"] for of in tables]))
+        parts = [last.rows if last else NO_ROWS, NO_ROWS if running is None else running]
+        hidden = survey(*parts, where=lambda rows: reached(rows) & is_local(rows)).unique
+    left_out = len(np.unique(np.concatenate([of.others for of in tables])))
+    total = documents.ports_total(closed, now, local=local, hidden=hidden, left_out=left_out)
+    return chain(islice(_ports(closed, now, local=local), wanted.limit), [total])
+
+
+def _closed(view: View, within: tuple[PortRange, ...] = ()) -> PortCounts:
+    """The ports of the last full window; counted again where it was counted by other settings."""
+    last, ranges = view.progress.last, view.config.ports
+    if last is None:
+        return PortCounts(ranges)
+    if not within and last.ports.ranges == ranges:
+        return last.ports
+    return count_ports(last.rows, ranges, within=within, exact=last.exact, sketches=last.sketches)
+
+
+def _ports(closed: PortCounts, now: PortCounts | None, *, local: bool) -> Iterator[Json]:
+    """Those with the most sources in either window first; without those that only hidden sources reached."""
+    tables = [closed] if now is None else [closed, now]
+    keys = np.unique(np.concatenate([of.cells["key"] for of in tables]))
+    most = np.zeros(len(keys), "u8")
+    for of in tables:
+        number = of.cells["all"]["ipv4"] + of.cells["all"]["ipv6"]
+        if not local:
+            number = number - of.cells["local"]["ipv4"] - of.cells["local"]["ipv6"]
+        at = np.searchsorted(keys, of.cells["key"])
+        most[at] = np.maximum(most[at], number)
+    order = np.lexsort((keys, most.max(initial=0) - most))
+    shown = keys[order[most[order] > 0]]
+    return (documents.port(closed.of(key), now.of(key) if now is not None else None, local=local) for key in map(int, shown))

@@ -10,10 +10,12 @@ import numpy as np
 from .config import Config, Tables
 from .interfaces import InterfaceState
 from .model import Count, Entry, Family, Mode, Origin, Outcome, RuleCount, Verdict, protocol_name
+from .names import Name
 from .policy import Policy
+from .ports import PortCount, PortCounts, Unique, shown
 from .rows import count_of
 from .rows import talker as to_talker
-from .windows import Totals, Window, by_family, by_protocol, lost
+from .windows import Past, Totals, Window, by_family, by_protocol, lost
 
 Json = dict[str, Any]
 
@@ -114,33 +116,92 @@ def rates(began: Totals, now: Totals) -> Json:
 
 
 def books(before: Any, after: Any, tracked_closed: Count, running: np.ndarray) -> Json:
-    """`total` = `tracked` + `evicted` + `untracked`, over packets with a readable source.
+    """`total` = `tracked` + `evicted` + `untracked` + `elsewhere`, over packets with a readable source.
 
     Packets go on arriving while this is read, so the sum is held between the tallies taken before and after.
     """
     tracked = tracked_closed + count_of(running)
-    least = before.sourced - after.evicted - after.untracked
-    most = after.sourced - before.evicted - before.untracked
+    least = before.sourced - after.evicted - after.untracked - after.elsewhere
+    most = after.sourced - before.evicted - before.untracked - before.elsewhere
     return {
         "total": count(after.sourced),
         "tracked": count(tracked),
         "evicted": count(after.evicted),
         "untracked": count(after.untracked),
+        "elsewhere": count(after.elsewhere),
         "balanced": least.packets <= tracked.packets <= most.packets and least.bytes <= tracked.bytes <= most.bytes,
     }
 
 
-def window(last: Window | None, unique: Mapping[Family, int], wanted: float, *, exact: bool) -> Json:
-    """The last full window, and how many sources it and the running one have together: that is `exact`, or at least so many."""
+def window(last: Window | None, unique: Unique, wanted: float) -> Json:
+    """The last full window, and how many sources it and the running one have together. If that is not `exact`, it is an estimate with the
+    relative standard error `error`, or at least so many where there is none."""
     return {
         "number": last.number if last else None,
         "started": last.started if last else None,
         "length_seconds": round(last.seconds, 3) if last else None,
         "wanted_seconds": wanted,
         "late": last.late if last else False,
-        "unique_sources": {"ipv4": unique[Family.IPV4], "ipv6": unique[Family.IPV6]},
-        "exact": exact,
+        "unique_sources": {"ipv4": unique.ipv4, "ipv6": unique.ipv6},
+        "exact": unique.exact,
+        "error": unique.error,
     }
+
+
+def past(of: Past) -> Json:
+    """A window that has closed. `packets` and `bytes` are of all packets."""
+    return {
+        "number": of.number,
+        "started": round(of.started, 3),
+        "ended": round(of.ended, 3),
+        "length_seconds": round(of.ended - of.started, 3),
+        "late": of.late,
+        **count(of.count),
+        "dropped": of.dropped.packets,
+        "dropped_bytes": of.dropped.bytes,
+        "unique_sources": {"ipv4": of.unique.ipv4, "ipv6": of.unique.ipv6},
+        "exact": of.unique.exact,
+        "error": of.unique.error,
+    }
+
+
+def port(of: PortCount, running: PortCount | None, *, local: bool) -> Json:
+    """The sources of a port in the last full window, and in the running one; with the local ones or without."""
+    return {
+        "protocol": protocol_name(of.protocol) if of.protocol else "ip",
+        "protocol_num": of.protocol,
+        "port": of.port,
+        "icmp_type": of.icmp_type,
+        **_reached(of, running, local),
+    }
+
+
+def ports_total(of: PortCounts, running: PortCounts | None, *, local: bool, hidden: Mapping[Family, int], left_out: int) -> Json:
+    """All ports that are shown: a source counts once. `hidden` are the local sources that do not count here, `left_out` the ports."""
+    return {
+        "protocol": None,
+        "protocol_num": None,
+        "port": None,
+        "icmp_type": None,
+        **_reached(of, running, local),
+        "total": True,
+        "hidden": {"local": hidden_sources(hidden), "ports": left_out},
+    }
+
+
+def hidden_sources(of: Mapping[Family, int]) -> Json:
+    return {"ipv4": of.get(Family.IPV4, 0), "ipv6": of.get(Family.IPV6, 0)}
+
+
+def _reached(of: PortCount | PortCounts, running: PortCount | PortCounts | None, local: bool) -> Json:
+    def counted(of: PortCount | PortCounts) -> tuple[Json, Json]:
+        unique = shown(of.sources, of.local, with_local=local)
+        number = of.count if local else of.count - of.local_count
+        return {"ipv4": unique.ipv4, "ipv6": unique.ipv6}, {**count(number), "exact": unique.exact, "error": unique.error}
+
+    sources, rest = counted(of)
+    now = counted(running) if running is not None else None
+    return {"sources": sources, "running": {**now[0], **now[1]} if now else None, **rest}
 
 
 def tables(facts: Mapping[str, Any], tallies: Any, of: Policy, sizes: Tables) -> Json:
@@ -169,23 +230,32 @@ def maps(facts: Mapping[str, Any]) -> Json:
     return {"bytes": sum(cost["bytes"] for cost in each), "each": each}
 
 
-def talker(row: np.void, verdict: Verdict, rule: str, partial: bool) -> Json:
-    """`partial`: at least so many, since the talker may have lost its entry in between."""
+def talker(row: np.void, verdict: str, rule: str, *, partial: bool, seconds: float, name: Name, length: int | None = None) -> Json:
+    """`partial`: at least so many, since the talker may have lost its entry in between. Rates are over so many seconds. With a `length` it
+    is a network, and the row the sum of its sources."""
     of = to_talker(row)
+    over = max(seconds, 0.001)
     return {
-        "source": of.source,
+        "source": of.source if length is None else f"{of.source}/{length}",
+        "sources": int(row["sources"]) or 1,
         "family": of.family.label,
         "protocol": protocol_name(of.protocol) if of.protocol else "ip",
         "protocol_num": of.protocol,
         "port": of.port,
+        "icmp_type": of.icmp_type,
         "packets": of.packets,
         "bytes": of.bytes,
         "syns": of.syns,
+        "packets_per_second": round(of.packets / over, 3),
+        "bytes_per_second": round(of.bytes / over, 3),
         "first_seen": round(of.first_seen, 3),
         "last_seen": round(of.last_seen, 3),
         "verdict": verdict,
         "rule": rule,
         "partial": partial,
+        "country": name.country,
+        "as_number": name.as_number,
+        "as_name": name.as_name,
     }
 
 
@@ -225,6 +295,8 @@ def restart_notes(old: Config, new: Config) -> list[str]:
         notes.append("[tables] takes effect at the next start")
     if (old.events.enable, old.events.ring_size) != (new.events.enable, new.events.ring_size):
         notes.append("events.enable and events.ring_size take effect at the next start")
+    if (old.destination, old.flows.enable) != (new.destination, new.flows.enable):
+        notes.append("destination and flows.enable take effect at the next start")
     if old.bus != new.bus:
         notes.append("[bus] takes effect at the next start")
     return notes

@@ -139,6 +139,10 @@ class Policy:
         """The entry that decides on an address: the longest effective prefix that covers it."""
         return next(self._covering(family, address), None)
 
+    def over(self, prefix: Prefix) -> Entry | None:
+        """The entry that decides on all of a prefix, but for what longer ones within say."""
+        return next(self._covering(prefix.family, prefix.address, prefix.length), None)
+
     def explain(self, family: Family, address: bytes) -> list[Entry]:
         """Every entry that covers an address, in the order in which they would decide: the first one does."""
         return list(self._covering(family, address))

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from .model import Count, Family, PortRange
-from .rows import BY_PORT, NO_ROWS, WITH_PORTS, WITH_TYPES, by_port, is_local, port_key, unique_sources, words_of
+from .rows import BY_PORT, NO_ROWS, WITH_PORTS, WITH_TYPES, Where, by_port, is_local, unique_sources, words_of
 
 _FAMILIES = (Family.IPV4, Family.IPV6)
 
@@ -25,11 +25,12 @@ _FAMILIES = (Family.IPV4, Family.IPV6)
 class Sketches(Protocol):
     """What estimates are made from."""
 
-    ERROR: float
-    UNIQUE_ERROR: float
+    ERROR: ClassVar[float]
+    UNIQUE_ERROR: ClassVar[float]
 
     def unique(self, family: Family) -> int: ...
     def of_port(self, family: Family, protocol: int, port: int) -> int | None: ...
+    def __or__(self, other: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Unique:
 class PortCount:
     """What reached one port. `port` None: the protocol has none, or it could not be read. Of ICMP there is a type in its place."""
 
+    key: int
+    """See rows.port_key."""
     protocol: int
     port: int | None
     icmp_type: int | None
@@ -113,6 +116,7 @@ class PortCounts:
             estimates = [self.sketches.of_port(family, protocol, port) for family in _FAMILIES]
             sources = _at_least(sources, estimates, self.sketches.ERROR)
         return PortCount(
+            key,
             protocol,
             port if port and protocol in WITH_PORTS else None,
             port - 1 if port and protocol in WITH_TYPES else None,
@@ -121,11 +125,6 @@ class PortCounts:
             Count(everyone[2], everyone[3]),
             Count(local[2], local[3]),
         )
-
-
-def key_of(of: PortCount) -> int:
-    port = of.port if of.port is not None else of.icmp_type + 1 if of.icmp_type is not None else 0
-    return port_key(of.protocol, port)
 
 
 def count_ports(merged: np.ndarray = NO_ROWS, ranges: Sequence[PortRange] = (), *, within: Sequence[PortRange] = (), exact: bool = True,
@@ -137,21 +136,22 @@ def count_ports(merged: np.ndarray = NO_ROWS, ranges: Sequence[PortRange] = (), 
     chosen = in_ranges(cells["key"], ranges)
     others, cells = cells["key"][~chosen], cells[chosen]
     everything = not (ranges or within)
-
-    wanted = np.zeros(1 if everything else 1 << 24, bool)  # memory that nothing is written to costs nothing
-    if not everything:
-        wanted[cells["key"]] = True
-
-    def reached(rows: np.ndarray) -> np.ndarray:
-        return wanted.take((words_of(rows)[:, 2] & np.uint64(0xFFFFFF)).astype("u4"))
+    reached = None if everything else on_ports(cells["key"])
 
     def reached_by_local(rows: np.ndarray) -> np.ndarray:
-        return is_local(rows) if everything else is_local(rows) & reached(rows)
+        return is_local(rows) if reached is None else is_local(rows) & reached(rows)
 
     local = unique_sources(merged, reached_by_local) if len(cells) else {}
-    sources = unique_sources(merged, None if everything else reached) if len(cells) else {}
+    sources = unique_sources(merged, reached) if len(cells) else {}
     return PortCounts(tuple(ranges), cells, others, estimated(sources, exact, sketches if everything else None), _unique(local, exact),
                       sketches)  # fmt: skip
+
+
+def on_ports(keys: np.ndarray) -> Where:
+    """What gives a mask of the rows on ports with these keys."""
+    wanted = np.zeros(1 << 24, bool)  # memory that nothing is written to costs nothing
+    wanted[keys] = True
+    return lambda rows: wanted.take((words_of(rows)[:, 2] & np.uint64(0xFFFFFF)).astype("u4"))
 
 
 def estimated(counted: Mapping[Family, int], exact: bool, sketches: Sketches | None) -> Unique:

@@ -11,7 +11,7 @@ straddles: memory that is needed besides the rows themselves stays small, and no
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +20,13 @@ from .model import Count, Family, Prefix, Talker
 
 ROW = np.dtype(
     [
-        ("source", "u1", 16), ("port", "u2"), ("protocol", "u1"), ("family", "u1"), ("pad", "u4"), ("packets", "u8"), ("bytes", "u8"),
+        ("source", "u1", 16), ("port", "u2"), ("protocol", "u1"), ("family", "u1"), ("sources", "u4"), ("packets", "u8"), ("bytes", "u8"),
         ("syns", "u8"), ("first_seen", "f8"), ("last_seen", "f8"),
     ]
 )  # fmt: skip
 """`family` is the number of a model.Family; IPv4 fills the first 4 bytes of `source`, and the rest is 0; `port` 0: none, or unreadable,
-and of ICMP the type + 1; times are seconds since the epoch. A row is eight words: numpy moves words much faster than structs."""
+and of ICMP the type + 1; `sources` is 0 but for networks; times are seconds since the epoch. A row is eight words: numpy moves words much
+faster than structs."""
 
 WORDS = ROW.itemsize // 8
 NO_ROWS = np.zeros(0, ROW)
@@ -123,14 +124,18 @@ def ordered_chunks(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def collapse(rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """Sum neighbours of the same source, protocol and port, given rows in the order of their keys."""
-    words = words_of(rows)
-    if len(words) < 2:
-        return rows
+    return _collapse(words_of(rows), keys)
+
+
+def _collapse(words: np.ndarray, keys: np.ndarray, *, number: bool = False) -> np.ndarray:
+    """The same; `number`: also how many there were."""
+    if not len(words) or (len(words) == 1 and not number):
+        return words.view(ROW).reshape(-1)
     new_source, new = _changes(words)
     if (new_source[1:] & (keys[1:] ^ keys[:-1] < np.uint64(1 << 24))).any():  # sources whose hashes are the same
         words = words.take(np.lexsort((words[:, 2], words[:, 1], words[:, 0], keys >> np.uint64(24))), axis=0)
         _, new = _changes(words)
-    if new.all():
+    if new.all() and not number:
         return words.view(ROW).reshape(-1)
     starts = np.flatnonzero(new)
     merged = words.take(starts, axis=0)
@@ -138,6 +143,8 @@ def collapse(rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
         merged[:, column] = np.add.reduceat(words[:, column], starts)
     for column, of in ((_FIRST, np.minimum), (_LAST, np.maximum)):
         merged.view("f8")[:, column] = of.reduceat(words.view("f8")[:, column], starts)
+    if number:
+        merged[:, 2] |= np.diff(starts, append=len(words)).astype("u8") << np.uint64(32)
     return merged.view(ROW).reshape(-1)
 
 
@@ -193,6 +200,31 @@ def by_source(rows: np.ndarray) -> np.ndarray:
     rows = words_of(rows).copy()
     rows[:, 2] &= np.uint64(0xFF000000)
     return merge(rows.view(ROW).reshape(-1))
+
+
+def by_network(merged: Iterable[np.ndarray], most: int, bits: Mapping[Family, int]) -> np.ndarray:
+    """Sum the rows of each network of so many bits, by protocol and port, with the number of its sources; a family that is not in `bits`
+    stays as it is. Given chunks of merged rows, `most` rows together, of which a copy is made."""
+    masks = {family: _mask(family, length) for family, length in bits.items()}
+    words = words_of(assemble(most, (_masked(rows, masks) for rows in merged)))
+    keys = np.concatenate([NO_KEYS, *(sort_keys(*words[at : at + CHUNK, :3].T) for at in range(0, len(words), CHUNK))])
+    chunks = (_collapse(words.take(order, axis=0), chunk_keys, number=True) for order, chunk_keys in ordered_chunks(keys))
+    return assemble(len(words), chunks)
+
+
+def _mask(family: Family, bits: int) -> np.ndarray:
+    """As the two words of a source."""
+    octets = ((1 << bits) - 1 << family.bits - bits).to_bytes(family.bits // 8, "big")
+    return np.frombuffer(octets.ljust(16, b"\0"), "u8")
+
+
+def _masked(rows: np.ndarray, masks: Mapping[Family, np.ndarray]) -> np.ndarray:
+    words = words_of(rows).copy()
+    for family, mask in masks.items():
+        mine = np.flatnonzero(words[:, 2] >> np.uint64(24) == family)
+        words[mine, 0] &= mask[0]
+        words[mine, 1] &= mask[1]
+    return words.view(ROW).reshape(-1)
 
 
 def slices(rows: np.ndarray) -> Iterator[np.ndarray]:

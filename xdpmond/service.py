@@ -18,9 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import __version__, answers, documents, memory
-from .answers import Reading, View
+from .answers import SHOWN_WINDOWS, Reading, View
 from .config import Config, config_warnings, require_force
+from .config import Names as NameFiles
 from .errors import (
+    ConfigError,
     FileEntryError,
     GuardError,
     KernelError,
@@ -35,15 +37,16 @@ from .feeds import EventFeed, EventHub
 from .interfaces import DEFAULT, InterfaceState
 from .measures import Numbers, Reloads
 from .messages import Message, Record
-from .model import Caller, Entry, Mode, Origin, Prefix, RuleCounts, Total, Verdict, parse_address
+from .model import Caller, Count, Entry, Mode, Origin, Prefix, RuleCounts, Total, Verdict, parse_address
 from .modes import Modes
+from .names import NO_NAMES, Names
 from .policy import Peer, Policy, difference, guard_peers, refuse_everything
+from .ports import Sketches
 from .prefixes import Bulk, PrefixSet
 from .prefixfile import read_prefixes
-from .rows import NO_ROWS
 from .state import State
 from .units import parse_reason
-from .windows import Progress, Totals, lost
+from .windows import History, Progress, Totals, Window, lost
 
 Json = dict[str, Any]
 Notify = Callable[[str, Mapping[str, Any]], None]
@@ -63,6 +66,7 @@ class Kernel(Protocol):
     def totals(self) -> list[Total]: ...
     def tallies(self) -> Any: ...
     def read_running(self) -> np.ndarray: ...
+    def read_running_sketches(self) -> Sketches: ...
     def configure(self, config: Config) -> None: ...
     def facts(self) -> Mapping[str, Any]: ...
 
@@ -92,6 +96,7 @@ class Ports:
     reloading: Callable[[bool], None]
     """Told when a reload begins and when it has ended, well or not."""
     clock: Callable[[], float]
+    open_names: Callable[[NameFiles], Names] = Names.open
 
 
 class Service:
@@ -112,7 +117,14 @@ class Service:
         self._confirmation_changed = asyncio.Event()
         self._untidy = asyncio.Event()
         self._last_reload: Json = {"when": None, "ok": True, "message": ""}
+        self._status: asyncio.Future[Json] | None = None
+        """What those who asked wait for; the next one who asks too, until its reading begins."""
         self.events = EventHub()
+        self.history = History()
+        self.flows_enabled = config.flows.enable
+        """Whether the packet path was built so: a change takes effect at the next start."""
+        self._names = NO_NAMES
+        self._names_problem = ""
         self.progress = Progress(Totals([], ports.clock()))
         """Of the windows. Whoever ends them sets it anew."""
         self.started = ports.clock()
@@ -154,6 +166,15 @@ class Service:
     def entry_count(self) -> int:
         return len(self._policy)
 
+    @property
+    def window_seconds(self) -> float:
+        return self._config.window
+
+    @property
+    def last_window(self) -> int:
+        """The number of the last full window; 0 before there is one."""
+        return self.progress.last.number if self.progress.last else 0
+
     def mode_on(self, interface: str) -> Mode:
         return self._modes.of(self._config, interface)
 
@@ -164,6 +185,10 @@ class Service:
         over, number, self._policy = await asyncio.to_thread(_ended, self._policy, self._ports.clock())
         await self._ports.in_kernel_thread(self._ports.kernel.apply_policy, self._policy, None, self._config.default)
         self._untidy.set()
+        try:
+            self._names = await asyncio.to_thread(self._ports.open_names, self._config.names)
+        except ConfigError as error:
+            self._names_problem = str(error)  # no reason to leave a host without its watch
         if over:
             await self._save()
             self._tell_expired(over, number)
@@ -351,7 +376,9 @@ class Service:
     def warnings(self) -> list[str]:
         """What the configuration permits but perhaps does not mean, in the modes that hold now, whoever set them."""
         interfaces = {name: replace(own, mode=None) for name, own in self._config.interfaces.items()}
-        return config_warnings(replace(self._config, mode=self._strictest_mode(), interfaces=interfaces))
+        warnings = config_warnings(replace(self._config, mode=self._strictest_mode(), interfaces=interfaces))
+        warnings += [self._names_problem] if self._names_problem else []
+        return warnings + [f"[names]: {file} is damaged, and no names are taken from it" for file in self._names.damaged]
 
     async def _commit(self, policy: Policy) -> list[str]:
         """Make the policy hold, and keep it on disk. Returns notes for the caller. A full disk is one: a ban that holds until the next
@@ -511,6 +538,7 @@ class Service:
         require_force(config, self._forced or was_so, mode)
         policy = await asyncio.to_thread(self._policy.with_configuration, config.entries, config.lists)
         _require_room(self._policy, policy, config)
+        names = await asyncio.to_thread(self._ports.open_names, config.names)
         try:
             await self._guard(policy, False, config=config)
         except LockOutError as error:
@@ -524,31 +552,49 @@ class Service:
             await self._apply(*before)
             await self._ports.in_kernel_thread(self._ports.kernel.configure, before[1])
             raise
+        self._names, self._names_problem = names, ""
         notes = documents.restart_notes(before[1], config) + self.warnings()
         if policy.count(Origin.AUTOMATIC) != before[0].count(Origin.AUTOMATIC):
             notes += await self._save()  # the files allow now what was banned
         return changed, notes
+
+    # Windows
+
+    def window_closed(self, window: Window, now: Totals, tracked: Count, lost: int) -> None:
+        """The running window has ended, and its sources were counted. The rest is as for `Progress.closed`."""
+        self.progress = self.progress.closed(window, now, tracked, lost)
+        past = self.progress.past()
+        assert past is not None
+        self.history.add(past)
+        self.notify("WindowClosed", documents.past(past))
 
     # Questions
 
     def _view(self) -> View:
         """All of ours that the answers are made from. Taken in the turn of the loop in which the numbers of the kernel's side arrive: the
         next one may have another window."""
-        return View(self._config, self._policy, self._modes, self._strictest_mode(), self.progress)
+        return View(self._config, self._policy, self._modes, self._strictest_mode(), self.progress, self._ports.clock(), self._names)
 
     async def status(self) -> Json:
-        """The document of `xdpmonctl status --json`; its keys are stable."""
+        """The document of `xdpmonctl status --json`; its keys are stable. All who ask before a reading begins share it."""
+        if self._status is None:
+            self._status = asyncio.ensure_future(self._make_status())
+            self._status.add_done_callback(lambda made: made.cancelled() or made.exception())  # who asked may have gone
+        return await asyncio.shield(self._status)
+
+    async def _make_status(self) -> Json:
         kernel = self._ports.kernel
 
         def read() -> Reading:
-            before, running = kernel.tallies(), kernel.read_running()
-            return Reading(before, running, Totals(kernel.totals(), self._ports.clock()), kernel.tallies(), kernel.facts())
+            before, running, sketches = kernel.tallies(), kernel.read_running(), kernel.read_running_sketches()
+            return Reading(before, running, Totals(kernel.totals(), self._ports.clock()), kernel.tallies(), kernel.facts(), sketches)
 
         async with self.reading:
+            self._status = None
             reading = await self._ports.in_kernel_thread(read)
             view, states, losses, waiting = self._view(), self._ports.interface_states(), self._ports.losses(), self._pending_confirmation()
             last_reload, warnings = self._last_reload, self.warnings()
-            traffic = await asyncio.to_thread(answers.traffic, view, reading)
+            traffic = await asyncio.to_thread(answers.traffic, view, reading, self.history.last(SHOWN_WINDOWS))
         return {
             "version": self.version,
             "running_since": self.started,
@@ -618,14 +664,32 @@ class Service:
             return await asyncio.to_thread(answers.explain, self._view(), family, packed, counts, running, self.progress.exact(losses))
 
     async def top(self, *, by: str = "bytes", limit: int = 20, port: int | None = None, protocol: str | None = None,
-                  interval: bool = False) -> Iterable[Json]:  # fmt: skip
-        """The strongest talkers of the last full window and the running one; `interval`: of the last full window alone. Made as it is
-        read, which a thread may do."""
-        wanted = answers.Wanted.parse(by, limit, port, protocol)
+                  interval: bool = False, local: bool | None = None, prefix_length: int | None = None,
+                  prefix_length6: int | None = None) -> Iterable[Json]:  # fmt: skip
+        """The strongest talkers of the last full window and the running one; `interval`: of the last full window alone. With lengths of
+        prefixes, the strongest networks. Made as it is read, which a thread may do."""
+        wanted = answers.Wanted.parse(by, limit, port, protocol, local=local, prefix_length=prefix_length, prefix_length6=prefix_length6)
         async with self.reading:
-            running, losses = (NO_ROWS, None) if interval else await self._ports.in_kernel_thread(self._read_running)
+            running, losses = (None, None) if interval else await self._ports.in_kernel_thread(self._read_running)
             exact = self.progress.exact(self.progress.lost if losses is None else losses)
             return await asyncio.to_thread(answers.top, self._view(), running, wanted, exact)
+
+    async def ports(self, *, limit: int = 100, port: int | None = None, protocol: str | None = None, interval: bool = False,
+                    local: bool | None = None) -> Iterable[Json]:  # fmt: skip
+        """The ports with the most sources, in the last full window and the running one, and their total; `interval`: of the last full
+        window alone. Made as it is read."""
+        wanted = answers.WantedPorts.parse(limit, local, port, protocol)
+
+        def read() -> tuple[np.ndarray, Sketches, int]:
+            return self._ports.kernel.read_running(), self._ports.kernel.read_running_sketches(), lost(self._ports.kernel.tallies())
+
+        async with self.reading:
+            running, sketches, losses = (None, None, 0) if interval else await self._ports.in_kernel_thread(read)
+            return await asyncio.to_thread(answers.ports, self._view(), running, wanted, sketches, self.progress.running_exact(losses))
+
+    async def windows(self, *, limit: int = 60) -> Iterable[Json]:
+        """The last windows that have closed, the oldest first."""
+        return map(documents.past, self.history.last(limit))
 
     async def recent_events(self, limit: int) -> Iterable[Json]:
         return [dict(event) for event in self.events.recent(limit)]

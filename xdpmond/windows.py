@@ -1,20 +1,22 @@
 """Windows and summaries: pure functions of what was counted in an interval.
 
 A window is what the packet path counted under one window number. It ends when the daemon says so; one that the daemon ended late is
-longer, and says so, and nothing is missing from it.
+longer, and says so, and nothing is missing from it. The last one is kept with its talkers, those before it as their sums.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from .model import Action, Count, Family, Outcome, ProtocolClass, Total, protocol_name
+from .model import Action, Count, Family, Outcome, PortRange, ProtocolClass, Total, protocol_name
+from .ports import PortCounts, Sketches, Unique, count_ports, estimated
 from .rows import NO_ROWS, Survey, Where, by_source, strongest, survey, take, talker, unique_sources
 
 _LATE_FACTOR = 1.25
@@ -34,6 +36,10 @@ class Window:
     wanted_seconds: float
     rows: np.ndarray = field(default_factory=lambda: NO_ROWS, repr=False, compare=False)
     exact: bool = True
+    sketches: Sketches | None = field(default=None, repr=False, compare=False)
+    """What to estimate from where it is not exact."""
+    ports: PortCounts = field(default_factory=PortCounts)
+    """The sources of each port; see `counted`."""
 
     @property
     def seconds(self) -> float:
@@ -46,8 +52,19 @@ class Window:
 
     @cached_property
     def unique_sources(self) -> Mapping[Family, int]:
-        """Distinct source addresses."""
+        """Distinct source addresses, as far as they were counted."""
         return unique_sources(self.rows)
+
+    @cached_property
+    def unique(self) -> Unique:
+        """Distinct source addresses, estimated where they were not all counted."""
+        return estimated(self.unique_sources, self.exact, self.sketches)
+
+    def counted(self, ranges: Sequence[PortRange]) -> Window:
+        """The same with its sources counted: some tenths of a second for a million talkers, so in a thread."""
+        window = replace(self, ports=count_ports(self.rows, ranges, exact=self.exact, sketches=self.sketches))
+        _ = window.unique
+        return window
 
 
 class Totals:
@@ -99,13 +116,58 @@ class Progress:
         """Has every packet of the last window and the running one found its talker, if so many have been lost by now?"""
         return lost == self.lost and (self.last is None or self.last.exact)
 
+    def running_exact(self, lost: int) -> bool:
+        """The same of the running window alone."""
+        return lost == self.lost
+
+    def sketches(self, running: Sketches | None) -> Sketches | None:
+        """Those of the last window and the running one together."""
+        if self.last is None or running is None:
+            return running
+        return None if self.last.sketches is None else self.last.sketches | running
+
     def recent(self, running: np.ndarray, by: str, limit: int, where: Where | None = None) -> Survey:
         """Of the talkers of the last window and the running one together."""
         return survey(self.last.rows if self.last else NO_ROWS, running, by=by, limit=limit, where=where)
 
+    def past(self) -> Past | None:
+        """The last window as it goes into the history."""
+        if self.last is None or self.before is None:
+            return None
+        count, dropped = self.began.where() - self.before.where(), self.began.dropped - self.before.dropped
+        return Past(self.last.number, self.last.started, self.last.ended, self.last.late, count, dropped, self.last.unique)
+
     def since(self, now: float) -> Totals:
         """What rates are counted from: a window that has just begun says little."""
         return self.before if now - self.began.at < _LITTLE_SECONDS and self.before is not None else self.began
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A window that has closed, as its sums: of all packets, and of those that were dropped."""
+
+    number: int
+    started: float
+    ended: float
+    late: bool
+    count: Count
+    dropped: Count
+    unique: Unique
+
+
+class History:
+    """The last windows, the oldest first."""
+
+    LENGTH = 240
+
+    def __init__(self) -> None:
+        self._windows: deque[Past] = deque(maxlen=self.LENGTH)
+
+    def add(self, window: Past) -> None:
+        self._windows.append(window)
+
+    def last(self, number: int) -> list[Past]:
+        return list(self._windows)[max(len(self._windows) - number, 0) :]
 
 
 @dataclass(slots=True)

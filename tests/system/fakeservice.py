@@ -56,6 +56,9 @@ class FakeService:
     file_mode = Mode.MONITOR
     default = Verdict.LOG
     interfaces: Sequence[str] = ("eth0",)
+    window_seconds = 60.0
+    last_window = 7
+    flows_enabled = False
 
     def __init__(self) -> None:
         self.started = time.time()
@@ -128,8 +131,17 @@ class FakeService:
         return {}
 
     async def top(self, *, by: str = "bytes", limit: int = 20, port: int | None = None, protocol: str | None = None,
-                  interval: bool = False) -> list[dict[str, Any]]:  # fmt: skip
-        return [{"by": by, "limit": limit, "port": port, "protocol": protocol, "interval": interval}]
+                  interval: bool = False, local: bool | None = None, prefix_length: int | None = None,
+                  prefix_length6: int | None = None) -> list[dict[str, Any]]:  # fmt: skip
+        return [{"by": by, "limit": limit, "port": port, "protocol": protocol, "interval": interval, "local": local,
+                 "prefix_length": prefix_length, "prefix_length6": prefix_length6}]  # fmt: skip
+
+    async def ports(self, *, limit: int = 100, port: int | None = None, protocol: str | None = None, interval: bool = False,
+                    local: bool | None = None) -> list[dict[str, Any]]:  # fmt: skip
+        return [{"limit": limit, "port": port, "protocol": protocol, "interval": interval, "local": local}]
+
+    async def windows(self, *, limit: int = 60) -> list[dict[str, Any]]:
+        return [{"number": number} for number in range(min(limit, 3))]
 
     async def reload(self, *, caller: Caller) -> dict[str, Any]:
         return {"reloaded": True}

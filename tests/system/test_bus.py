@@ -134,6 +134,10 @@ def test_allow_and_deny_by_busctl_and_gdbus(bus: PrivateBus, daemon: FakeDaemon)
         ("Allow", ["['10.0.0.0/8']", "{'seconds': <60>}"], "Usage"),
         ("Allow", ["['10.0.0.0/8']", "{'seconds': <-1.0>}"], "Usage"),
         ("Top", ["{'limit': <'ten'>}"], "Usage"),
+        ("Top", ["{'prefix_length': <uint32 24>}"], "Usage"),
+        ("Ports", ["{'by': <'bytes'>}"], "Usage"),
+        ("Ports", ["{'local': <'yes'>}"], "Usage"),
+        ("Windows", ["{'port': <uint16 22>}"], "Usage"),
         ("SetMode", ["panic", "{}"], "Usage"),
         ("Explain", ["crash"], "Failed"),
     ],
@@ -267,7 +271,16 @@ def test_list_is_a_sealed_file(bus: PrivateBus, daemon: FakeDaemon) -> None:
                 os.write(descriptor, b"x")
         descriptor = await client.descriptor("Top", {"by": Variant("s", "syns"), "limit": Variant("u", 3), "port": Variant("q", 22)})
         with open(descriptor, "rb") as file:
-            assert json.loads(file.read()) == {"by": "syns", "limit": 3, "port": 22, "protocol": None, "interval": False}
+            assert json.loads(file.read()) == {"by": "syns", "limit": 3, "port": 22, "protocol": None, "interval": False, "local": None,
+                                               "prefix_length": None, "prefix_length6": None}  # fmt: skip
+        networks = {"prefix_length": Variant("q", 24), "prefix_length6": Variant("q", 64), "local": Variant("b", False)}
+        with open(await client.descriptor("Top", networks), "rb") as file:
+            assert json.loads(file.read()).items() >= {("local", False), ("prefix_length", 24), ("prefix_length6", 64)}
+        ports = {"limit": Variant("u", 3), "local": Variant("b", True), "interval": Variant("b", True), "protocol": Variant("s", "udp")}
+        with open(await client.descriptor("Ports", ports), "rb") as file:
+            assert json.loads(file.read()) == {"limit": 3, "local": True, "interval": True, "protocol": "udp", "port": None}
+        with open(await client.descriptor("Windows", {"limit": Variant("u", 2)}), "rb") as file:
+            assert file.read() == b'{"number":0}\n{"number":1}\n'
         descriptor = await client.descriptor("Events", {"limit": Variant("u", 2)})
         with open(descriptor, "rb") as file:
             assert file.read() == b'{"serial":0}\n{"serial":1}\n'

@@ -20,6 +20,7 @@ from xdpmond.model import Caller, Count, Entry, Mode, Origin, Prefix, RuleCounts
 from xdpmond.policy import Policy
 from xdpmond.rows import NO_ROWS, ROW
 from xdpmond.service import Ports, Service
+from xdpmond.sketches import Sketches
 from xdpmond.state import State
 
 T = TypeVar("T")
@@ -97,11 +98,12 @@ class FakeKernel:
         self.counts = RuleCounts({})
         self.cells: list[Total] = []
         self.running = NO_ROWS
+        self.sketches = Sketches.empty()
         self.refuse: dict[str, Exception] = {}
         self.calls: list[str] = []
         self.touched: list[Sequence[Prefix] | None] = []
         self.tally = SimpleNamespace(
-            sourced=Count(), evicted=Count(), untracked=Count(), evictions=0, events_made=0, ring_full=0, over_budget=0, merged=0,
+            sourced=Count(), evicted=Count(), untracked=Count(), elsewhere=Count(), evictions=0, events_made=0, ring_full=0, over_budget=0, merged=0,
             anomalies={"fragment": 0, "short": 2},
         )  # fmt: skip
 
@@ -130,6 +132,9 @@ class FakeKernel:
 
     def read_running(self) -> np.ndarray:
         return self.running
+
+    def read_running_sketches(self) -> Sketches:
+        return self.sketches
 
     def configure(self, config: Config) -> None:
         self._called("configure")

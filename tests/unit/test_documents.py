@@ -14,9 +14,10 @@ from xdpmond.config import Bus, Config, Events, Tables
 from xdpmond.interfaces import InterfaceState
 from xdpmond.kernel.costs import MapCost
 from xdpmond.model import Action, Count, Family, Mode, Outcome, ProtocolClass, RuleCount, Total, Verdict
+from xdpmond.names import Name
 from xdpmond.policy import Policy
-from xdpmond.rows import NO_ROWS, unique_sources
-from xdpmond.windows import Totals, Window
+from xdpmond.ports import Unique
+from xdpmond.windows import Past, Totals, Window
 
 CELLS = st.lists(
     st.builds(
@@ -73,14 +74,15 @@ def test_rates():
 NONE = Count()
 
 
-def tallies(sourced, evicted=NONE, untracked=NONE, evictions=0):
-    return SimpleNamespace(sourced=sourced, evicted=evicted, untracked=untracked, evictions=evictions)
+def tallies(sourced, evicted=NONE, untracked=NONE, elsewhere=NONE, evictions=0):
+    return SimpleNamespace(sourced=sourced, evicted=evicted, untracked=untracked, elsewhere=elsewhere, evictions=evictions)
 
 
 RUNNING = rows(("192.0.2.1", 6, 22, 4, 400), ("192.0.2.2", 6, 22, 3, 300))
 
 
 SEVENTEEN = tallies(Count(17, 1700))
+FORWARDED = tallies(Count(50, 5000), elsewhere=Count(33, 3300))
 LOSSES = tallies(Count(20, 2000), Count(2, 200), Count(1, 100))
 
 
@@ -95,6 +97,8 @@ LOSSES = tallies(Count(20, 2000), Count(2, 200), Count(1, 100))
         (tallies(Count(15, 1500)), tallies(Count(20, 2000)), Count(10, 1000), True),  # five came meanwhile
         (LOSSES, LOSSES, Count(10, 1000), True),
         (LOSSES, LOSSES, Count(9, 900), False),
+        (FORWARDED, FORWARDED, Count(10, 1000), True),
+        (FORWARDED, FORWARDED, Count(11, 1100), False),
     ],
 )
 def test_the_books_balance_or_say_that_they_do_not(before, after, closed, balanced):
@@ -105,14 +109,14 @@ def test_the_books_balance_or_say_that_they_do_not(before, after, closed, balanc
 
 
 def test_windows():
-    assert plain(documents.window(None, unique_sources(NO_ROWS), 60.0, exact=True)) == {
+    assert plain(documents.window(None, Unique(), 60.0)) == {
         "number": None, "started": None, "length_seconds": None, "wanted_seconds": 60.0, "late": False,
-        "unique_sources": {"ipv4": 0, "ipv6": 0}, "exact": True,
+        "unique_sources": {"ipv4": 0, "ipv6": 0}, "exact": True, "error": None,
     }  # fmt: skip
     last = Window(7, START, START + 90.0004, 60, RUNNING)
-    assert plain(documents.window(last, unique_sources(RUNNING), 60.0, exact=False)) == {
+    assert plain(documents.window(last, Unique(2, 0, False, 0.0081), 60.0)) == {
         "number": 7, "started": START, "length_seconds": 90.0, "wanted_seconds": 60.0, "late": True,
-        "unique_sources": {"ipv4": 2, "ipv6": 0}, "exact": False,
+        "unique_sources": {"ipv4": 2, "ipv6": 0}, "exact": False, "error": 0.0081,
     }  # fmt: skip
 
 
@@ -163,13 +167,34 @@ def test_entries():
 
 
 @pytest.mark.parametrize(
-    ("protocol", "port", "shown"), [(6, 22, ("tcp", 22)), (0, 0, ("ip", None)), (58, 0, ("icmpv6", None)), (200, 0, ("200", None))]
-)
+    ("protocol", "port", "shown"),
+    [(6, 22, ("tcp", 22, None)), (0, 0, ("ip", None, None)), (58, 0, ("icmpv6", None, None)), (58, 129, ("icmpv6", None, 128)),
+     (200, 0, ("200", None, None))],
+)  # fmt: skip
 def test_talkers(protocol, port, shown):
-    found = plain(documents.talker(rows(("2001:db8::1", protocol, port, 3, 300))[0], Verdict.DENY, "2001:db8::/32", True))
-    assert (found["protocol"], found["port"]) == shown
-    assert (found["source"], found["family"], found["packets"], found["bytes"]) == ("2001:db8::1", "ipv6", 3, 300)
+    row, name = rows(("2001:db8::1", protocol, port, 3, 300))[0], Name("NO", 64500, "Example")
+    found = plain(documents.talker(row, Verdict.DENY, "2001:db8::/32", partial=True, seconds=1.5, name=name))
+    assert (found["protocol"], found["port"], found["icmp_type"]) == shown
+    assert (found["source"], found["sources"], found["family"], found["packets"], found["bytes"]) == ("2001:db8::1", 1, "ipv6", 3, 300)
+    assert (found["packets_per_second"], found["bytes_per_second"]) == (2.0, 200.0)
     assert (found["first_seen"], found["last_seen"], found["verdict"], found["partial"]) == (START - 10, START - 1, "deny", True)
+    assert (found["country"], found["as_number"], found["as_name"]) == ("NO", 64500, "Example")
+
+
+def test_a_network_among_talkers():
+    row = rows(("192.0.2.0", 6, 22, 3, 300))[0].copy()
+    row["sources"] = 17
+    found = plain(documents.talker(row, "mixed", "mixed", partial=False, seconds=0, name=Name(), length=24))
+    assert (found["source"], found["sources"], found["verdict"]) == ("192.0.2.0/24", 17, "mixed")
+    assert found["packets_per_second"] >= 0 and found["country"] is None
+
+
+def test_a_window_of_the_history():
+    of = Past(7, START, START + 60.0004, True, Count(9, 900), Count(2, 200), Unique(5, 1, False, 0.0081))
+    assert plain(documents.past(of)) == {
+        "number": 7, "started": START, "ended": START + 60, "length_seconds": 60.0, "late": True, "packets": 9, "bytes": 900, "dropped": 2,
+        "dropped_bytes": 200, "unique_sources": {"ipv4": 5, "ipv6": 1}, "exact": False, "error": 0.0081,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("default", list(Verdict))

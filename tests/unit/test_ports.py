@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from servicefakes import rows
 
 from xdpmond.model import Count, Family, PortRange
-from xdpmond.ports import PortCounts, Unique, count_ports, in_ranges, key_of, shown
+from xdpmond.ports import PortCounts, Unique, count_ports, in_ranges, shown
 from xdpmond.rows import merge, port_key
 
 SSH, WEB, DNS = PortRange(6, 22, 22), PortRange(6, 80, 443), PortRange(17, 53, 53)
@@ -38,7 +38,7 @@ def test_a_source_on_two_ports_counts_once_in_the_total_and_once_for_each():
     found = count_ports(TALKERS)
     assert found.sources == Unique(6, 2) and found.local == Unique(1, 1)
     assert found.count == Count(26, 2450) and found.local_count == Count(5, 430)
-    by_key = {key_of(port): port for port in found}
+    by_key = {port.key: port for port in found}
     assert by_key[port_key(6, 22)].sources == Unique(3, 1) and by_key[port_key(6, 22)].local == Unique(1, 0)
     assert by_key[port_key(6, 80)].sources == Unique(1, 0)
     assert by_key[port_key(6, 22)].count == Count(14, 1400) and by_key[port_key(6, 22)].local_count == Count(3, 300)
@@ -60,7 +60,7 @@ def test_a_port_by_its_key():
 
 def test_ports_that_are_not_wanted_are_left_out_and_named():
     found = count_ports(TALKERS, [SSH, DNS])
-    assert {key_of(port) for port in found} == {port_key(6, 22), port_key(17, 53)} and len(found) == 2
+    assert {port.key for port in found} == {port_key(6, 22), port_key(17, 53)} and len(found) == 2
     assert found.sources == Unique(3, 1) and found.local == Unique(1, 0)
     assert set(found.others.tolist()) == {port_key(6, 80), port_key(6, 0), port_key(58, 129), PING, port_key(47, 0)}
     narrowed = count_ports(TALKERS, [SSH, WEB], within=[PortRange(6)])
@@ -109,10 +109,10 @@ def test_against_sets(talkers, ranges, within):
     counted = [row for row in inner if wanted(row[1], row[2], ranges)]
     assert found.sources.total == len({row[0] for row in counted})
     assert found.count == Count(sum(row[3] for row in counted), sum(row[4] for row in counted))
-    assert {key_of(port) for port in found} == {port_key(row[1], row[2]) for row in counted}
-    assert set(found.others.tolist()) == {port_key(row[1], row[2]) for row in inner} - {key_of(port) for port in found}
+    assert {port.key for port in found} == {port_key(row[1], row[2]) for row in counted}
+    assert set(found.others.tolist()) == {port_key(row[1], row[2]) for row in inner} - {port.key for port in found}
     for port in found:
-        mine = {row[0] for row in counted if port_key(row[1], row[2]) == key_of(port)}
+        mine = {row[0] for row in counted if port_key(row[1], row[2]) == port.key}
         assert port.sources == Unique(sum(":" not in source for source in mine), sum(":" in source for source in mine))
     sizes = [port.sources.total for port in found]
     assert sizes == sorted(sizes, reverse=True)

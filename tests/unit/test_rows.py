@@ -15,6 +15,7 @@ from xdpmond.rows import (
     LOCAL,
     NO_ROWS,
     ROW,
+    by_network,
     by_port,
     by_source,
     count_of,
@@ -196,6 +197,29 @@ def test_a_survey_finds_what_merging_would(parts, by, limit, protocol):
     assert sorted(found.strongest[by].tolist()) == sorted(wanted[by].tolist())[max(len(wanted) - limit, 0) :]
     assert plain(found.strongest).items() <= plain(wanted).items()
     assert found.complete == (len(wanted) <= limit)
+
+
+@given(PARTS, st.sampled_from([{}, {Family.IPV4: 24}, {Family.IPV4: 1, Family.IPV6: 127}, {Family.IPV6: 120}, {Family.IPV4: 32}]))
+def test_the_sums_of_networks(parts, bits):
+    def network(family, address):
+        length = bits.get(family, family.bits)
+        number = int.from_bytes(address, "big") >> family.bits - length << family.bits - length
+        return family, number.to_bytes(family.bits // 8, "big")
+
+    together = [row for part in parts for row in part]
+    sources = defaultdict(set)
+    for source, protocol, port, *_ in together:
+        sources[network(*source), protocol, port].add(source)
+    merged = merge(*map(array, parts))
+    found = by_network(iter([merged]), len(merged), bits)
+    got = {}
+    for row in found:
+        family = Family(int(row["family"]))
+        source = family, row["source"].tobytes()[: family.bits // 8]
+        got[source, int(row["protocol"]), int(row["port"])] = int(row["sources"])
+    assert got == {key: len(of) for key, of in sources.items()}
+    found["sources"] = 0
+    assert plain(found) == summed([(network(*row[0]), *row[1:]) for row in together])
 
 
 @given(MANY, st.sampled_from(SOURCES))

@@ -48,6 +48,12 @@ class Service(Protocol):
     def started(self) -> float: ...
     @property
     def entry_count(self) -> int: ...
+    @property
+    def window_seconds(self) -> float: ...
+    @property
+    def last_window(self) -> int: ...
+    @property
+    def flows_enabled(self) -> bool: ...
 
     async def status(self) -> Json: ...
     async def change(
@@ -87,8 +93,21 @@ class Service(Protocol):
     ) -> Json: ...  # fmt: skip
     async def confirm(self, *, caller: Caller) -> Json: ...
     async def top(
-        self, *, by: str = "bytes", limit: int = 20, port: int | None = None, protocol: str | None = None, interval: bool = False
+        self,
+        *,
+        by: str = "bytes",
+        limit: int = 20,
+        port: int | None = None,
+        protocol: str | None = None,
+        interval: bool = False,
+        local: bool | None = None,
+        prefix_length: int | None = None,
+        prefix_length6: int | None = None,
     ) -> Iterable[Json]: ...  # fmt: skip
+    async def ports(
+        self, *, limit: int = 100, port: int | None = None, protocol: str | None = None, interval: bool = False, local: bool | None = None
+    ) -> Iterable[Json]: ...  # fmt: skip
+    async def windows(self, *, limit: int = 60) -> Iterable[Json]: ...
     async def reload(self, *, caller: Caller) -> Json: ...
     async def recent_events(self, limit: int) -> Iterable[Json]: ...
     def follow_events(self) -> EventFeed: ...
@@ -150,7 +169,7 @@ class Signal:
 
 OPTIONS: dict[str, str] = {
     "seconds": "d", "reason": "s", "force": "b", "peers": "as", "interface": "s", "confirm": "d", "by": "s", "limit": "u", "port": "q",
-    "protocol": "s", "interval": "b",
+    "protocol": "s", "interval": "b", "local": "b", "prefix_length": "q", "prefix_length6": "q",
 }  # fmt: skip
 """Every option with its one type; another type is refused, since a guess here could ban for 60 ms or for good."""
 
@@ -205,6 +224,12 @@ class Manager:
     async def top(self, call: Call) -> Result:
         return await sealed_lines("xdpmond-top", await self.service.top(**call.options))
 
+    async def ports(self, call: Call) -> Result:
+        return await sealed_lines("xdpmond-ports", await self.service.ports(**call.options))
+
+    async def windows(self, call: Call) -> Result:
+        return await sealed_lines("xdpmond-windows", await self.service.windows(**call.options))
+
     async def reload(self, call: Call) -> Result:
         return dumps(await self.service.reload(caller=call.caller))
 
@@ -239,7 +264,10 @@ METHODS: dict[str, Method] = {
         Method("Explain", Manager.explain, READ, (Arg("address", "s"),)),
         Method("SetMode", Manager.set_mode, SET_MODE, (Arg("mode", "s"), _OPTIONS_ARG), options=("interface", "force", "confirm", "peers")),
         Method("Confirm", Manager.confirm, SET_MODE),
-        Method("Top", Manager.top, READ, (_OPTIONS_ARG,), _LINES, ("by", "limit", "port", "protocol", "interval")),
+        Method("Top", Manager.top, READ, (_OPTIONS_ARG,), _LINES,
+               ("by", "limit", "port", "protocol", "interval", "local", "prefix_length", "prefix_length6")),
+        Method("Ports", Manager.ports, READ, (_OPTIONS_ARG,), _LINES, ("limit", "port", "protocol", "interval", "local")),
+        Method("Windows", Manager.windows, READ, (_OPTIONS_ARG,), _LINES, ("limit",)),
         Method("Reload", Manager.reload, RELOAD, (_OPTIONS_ARG,)),
         Method("Events", Manager.events, READ, (_OPTIONS_ARG,), _LINES, ("limit",)),
         Method("FollowEvents", Manager.follow_events, READ, (_OPTIONS_ARG,), _LINES),
@@ -256,6 +284,9 @@ PROPERTIES: dict[str, Property] = {
         Property("Interfaces", "as", lambda service: list(service.interfaces)),
         Property("StartedTimestamp", "t", lambda service: int(service.started * 1_000_000), constant=True),
         Property("EntryCount", "u", lambda service: service.entry_count),
+        Property("Window", "d", lambda service: float(service.window_seconds)),
+        Property("LastWindow", "t", lambda service: service.last_window),
+        Property("Flows", "b", lambda service: service.flows_enabled, constant=True),
     )
 }
 
@@ -267,6 +298,7 @@ SIGNALS: dict[str, Signal] = {
         Signal("AlertRaised"),
         Signal("AlertCleared"),
         Signal("SourceBlocked"),
+        Signal("WindowClosed"),
     )
 }
 
