@@ -32,6 +32,7 @@
 #define XM_SKETCH_CELLS (2 * XM_SKETCH_OVERALL + 2 * XM_SKETCH_PAIRS)
 #define XM_SKETCH_ICMP 24576   /* element of the map `sketched` with which ICMP begins; TCP, UDP and SCTP have 65536 / 8 each before it */
 #define XM_SKETCHED (XM_SKETCH_ICMP + 64)
+#define XM_LOCALS 16384       /* addresses that this host may have */
 #define XM_TOPS 65536
 #define XM_TOP_DEEPER 4        /* IPv6: longer prefixes lie under this /16 */
 
@@ -233,11 +234,18 @@ struct xm_set {
 	struct xm_talker way[XM_WAYS];
 };
 
+/* Key of the map `locals`, a hash of this host's own addresses, with those that broadcast to it. */
+struct xm_address {
+	u8 address[16];
+	u32 family; /* enum xm_family */
+};
+
 /* Per CPU, element 0 of the map `tallies`. Written by the packet path alone; they only grow. */
 struct xm_tallies {
 	struct xm_count sourced;      /* packets with a readable source: the total of the books */
 	struct xm_count evicted;      /* counts of talkers that lost their entry before they were read */
 	struct xm_count untracked;    /* packets that found no entry */
+	struct xm_count elsewhere;    /* packets to other hosts, where these do not count */
 	u64 evictions;                /* entries replaced while they held unread counts */
 	u64 events_made;
 	u64 events_ring_full;
@@ -298,7 +306,8 @@ _Static_assert(sizeof(struct xm_sketch) == XM_SKETCH_REGISTERS, "xm_sketch");
 _Static_assert(XM_SKETCH_PAIRS < 256, "the number of a pair is one byte");
 _Static_assert(sizeof(struct xm_talker) == 64, "xm_talker fills a cache line");
 _Static_assert(sizeof(struct xm_set) == 256, "xm_set");
-_Static_assert(sizeof(struct xm_tallies) == 216, "xm_tallies");
+_Static_assert(sizeof(struct xm_address) == 20, "xm_address");
+_Static_assert(sizeof(struct xm_tallies) == 232, "xm_tallies");
 _Static_assert(sizeof(struct xm_budget) == 16, "xm_budget");
 _Static_assert(sizeof(struct xm_sampler) == 32, "xm_sampler");
 _Static_assert(sizeof(struct xm_event) == 64, "xm_event");

@@ -2,7 +2,7 @@
 /*
  * The way of a packet: parse, look up the policy, account, perhaps sample an event, pass or drop.
  *
- * Compiled by BCC at start; XM_EVENTS and XM_FRAGS are defined if wanted and possible. The maps get their sizes from the daemon, which makes
+ * Compiled by BCC at start; XM_EVENTS, XM_LOCAL and XM_FRAGS are defined if wanted and possible. The maps get their sizes from the daemon, which makes
  * them (kernel/tables.py): the numbers of elements here are those of the compiler's own throw-away maps. What is counted is counted here, for
  * every packet; an event is a sample.
  */
@@ -20,6 +20,9 @@ BPF_F_TABLE("array", u32, u64, sketched, XM_SKETCHED, BPF_F_MMAPABLE);
 BPF_PERCPU_ARRAY(totals, struct xm_count, XM_TOTAL_CELLS);
 BPF_PERCPU_ARRAY(tallies, struct xm_tallies, 1);
 BPF_PERCPU_ARRAY(packet, struct xm_packet, 1);
+#ifdef XM_LOCAL
+BPF_F_TABLE("hash", struct xm_address, u8, locals, XM_LOCALS, BPF_F_NO_PREALLOC);
+#endif
 #ifdef XM_EVENTS
 BPF_PERCPU_ARRAY(budget, struct xm_budget, 1);
 BPF_ARRAY(sampler, struct xm_sampler, XM_SAMPLER_CELLS);
@@ -218,6 +221,22 @@ static __always_inline enum xm_seen account_talker(const struct xm_control *ctl,
 	return XM_SEEN_NEVER;
 }
 
+/* Is the packet for this host? An address of its own, loopback, broadcast or multicast; what it forwards, or only sees, is not. */
+static __always_inline bool to_this_host(const struct xm_packet *p)
+{
+#ifdef XM_LOCAL
+	struct xm_address key = {.family = p->family};
+	__builtin_memcpy(key.address, p->destination, 16);
+	if (locals.lookup(&key))
+		return true;
+	if (p->family == XM_FAMILY_IPV6)
+		return key.address[0] == 0xff;
+	return (key.address[0] & 0xf0) == 224 || key.address[0] == 127 || *(u32 *)key.address == 0xffffffff;
+#else
+	return true;
+#endif
+}
+
 #ifdef XM_EVENTS
 static __always_inline void sample_event(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies, u64 hash,
 					 u64 now_ns, u32 size, u32 slot, u8 outcome, bool known)
@@ -377,9 +396,14 @@ static __always_inline int handle(struct xdp_md *ctx, bool ethernet)
 		outcome = decide(p, code, held->default_verdict, enforce);
 		u64 now = bpf_ktime_get_coarse_ns();
 		add(&tally->sourced, size);
-		enum xm_seen seen = account_talker(ctl, p, tally, tail, hash, size, now >> XM_SEEN_SHIFT);
-		if (seen != XM_SEEN_NOW)
-			sketch_source(ctl, p, tail);
+		enum xm_seen seen = XM_SEEN_NEVER;
+		if (to_this_host(p)) {
+			seen = account_talker(ctl, p, tally, tail, hash, size, now >> XM_SEEN_SHIFT);
+			if (seen != XM_SEEN_NOW)
+				sketch_source(ctl, p, tail);
+		} else {
+			add(&tally->elsewhere, size);
+		}
 #ifdef XM_EVENTS
 		bool reported = outcome != XM_ALLOWED && outcome != XM_DEFAULT_ALLOWED && outcome != XM_ESSENTIAL_PASSED;
 		if (reported)

@@ -62,6 +62,13 @@ def _needed(kind: Kind[T], help: str) -> T:
     return cast(T, field(metadata={"kind": kind, "help": " ".join(help.split())}))
 
 
+class Destination(StrEnum):
+    """Which packets count by their source."""
+
+    ANY = "any"
+    LOCAL = "local"
+
+
 class LogFormat(StrEnum):
     CONSOLE = "console"
     JSONL = "jsonl"
@@ -294,6 +301,10 @@ class Config:
         Permit enforce mode with `default = "deny"`. It also drops the answers to this host's own connections (DNS, package
         downloads, NTP) from sources that are not allowed.""")
     window: float = _setting(60.0, duration(1, 3600), "The length of the intervals for which talkers are counted.")
+    destination: Destination = _setting(Destination.ANY, choice(Destination), """
+        Of which packets talkers, sources by port and flows are counted: "any" is all of them, "local" those to this host's own addresses,
+        to broadcast and to multicast addresses, without what it forwards. Verdicts and totals are those of all packets either way; what is
+        left out is shown beside them, as `elsewhere`. A change takes effect at the next start.""")
     ports: tuple[PortRange, ...] = _setting((), RANGES, """
         The ports whose sources are shown by `xdpmonctl ports`, and exported: all that were reached if none are named. "tcp/22" is a port,
         "udp/8000-8100" a range, "80" that port of TCP, UDP and SCTP, "sctp/*" every port of SCTP, "icmp" all its types. What is counted

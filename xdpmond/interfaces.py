@@ -44,6 +44,9 @@ class Attachment(Protocol):
 
 class Datapath(Protocol):
     @property
+    def needs_addresses(self) -> bool: ...
+    def set_addresses(self, addresses: Any) -> None: ...
+    @property
     def attachments(self) -> Mapping[str, Attachment]: ...
     def attach(self, link: Any, mode: Mode, wanted: AttachMode) -> Attachment: ...
     def release(self, name: str) -> None: ...
@@ -55,6 +58,7 @@ class Datapath(Protocol):
 class Links(Protocol):
     def links(self) -> Mapping[str, Link]: ...
     def default_route(self, links: Any) -> str | None: ...
+    def addresses(self) -> Iterable[Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,7 @@ class Interfaces:
 
     def take_over(self, stored: tuple[int, ...], config: Config, mode_on: Callable[[str], Mode]) -> list[str]:
         """Go on with links from the descriptor store; returns the interfaces whose program was replaced."""
+        self._tell_addresses()
         present = self._links.links()
         wanted = {name: (mode_on(name), config.attach_on(name)) for name in self._wanted(config, present)}
         if DEFAULT in config.interface:
@@ -128,6 +133,7 @@ class Interfaces:
 
     def reconcile(self, config: Config, mode_on: Callable[[str], Mode]) -> None:
         """Bring the attachments to what is wanted and possible now. Raises KernelError if the kernel does not tell what there is."""
+        self._tell_addresses()
         present = self._links.links()
         lost = set()
         for name, attachment in self._datapath.attachments.items():
@@ -151,6 +157,11 @@ class Interfaces:
             elif self._refused.get(name, ("", ""))[0] != asked:
                 self._attach_otherwise(present[name], mode_on(name), asked, attachment.mode)
         self._states = {name: self._bring_up(name, present.get(name), config, mode_on, name in lost) for name in wanted}
+
+    def _tell_addresses(self) -> None:
+        """Before a program counts by them."""
+        if self._datapath.needs_addresses:
+            self._datapath.set_addresses(self._links.addresses())
 
     def _release(self, name: str) -> None:
         self._datapath.release(name)

@@ -338,20 +338,21 @@ class Total:
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """The accounts that must balance: `total == tracked + evicted + untracked`, over packets with a readable source.
+    """The accounts that must balance: `total == tracked + evicted + untracked + elsewhere`, over packets with a readable source.
 
     `tracked` is in the talker table or was read from it at a window's end; `evicted` lost its entry to another talker before it was
-    read; `untracked` found no entry free.
+    read; `untracked` found no entry free; `elsewhere` was for other hosts, which `destination = "local"` does not count by talker.
     """
 
     total: Count
     tracked: Count
     evicted: Count
     untracked: Count
+    elsewhere: Count = Count()
 
     @property
     def balanced(self) -> bool:
-        return self.total == self.tracked + self.evicted + self.untracked
+        return self.total == self.tracked + self.evicted + self.untracked + self.elsewhere
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,7 @@ def test_each_setting_can_be_set_and_arrives(tree):
         failsafe_ports = ["tcp/2222", "udp/51820"]
         force_default_deny = true
         window = "2m"
+        destination = "local"
         ports = ["tcp/22", "icmp"]
         show_local = false
         summary_interval = "0s"

@@ -35,7 +35,10 @@ class FakeAttachment:
 class Datapath:
     """As the kernel would: an interface takes one program, in the ways that its driver knows."""
 
+    needs_addresses = False
+
     def __init__(self):
+        self.addresses = None
         self.attachments = {}
         self.enforced = {}
         self.detached_by_force = set()
@@ -53,6 +56,10 @@ class Datapath:
         self.attachments = {**self.attachments, link.name: FakeAttachment(link.ifindex, way)}
         self.enforced[link.name] = mode is Mode.ENFORCE
         return self.attachments[link.name]
+
+    def set_addresses(self, addresses):
+        assert self.needs_addresses
+        self.addresses = addresses
 
     def release(self, name):
         self.attachments = {other: attachment for other, attachment in self.attachments.items() if other != name}
@@ -83,6 +90,8 @@ class World:
     modes: dict = field(default_factory=dict)
     records: list = field(default_factory=list)
     blind: KernelError | None = None
+    own: set = field(default_factory=set)
+    """Addresses of this host."""
 
     def __post_init__(self):
         self.datapath = Datapath()
@@ -97,6 +106,11 @@ class World:
 
     def default_route(self, links):
         return self.route if self.route in links else None
+
+    def addresses(self):
+        if self.blind:
+            raise self.blind
+        return set(self.own)
 
     def plug(self, name, ifindex, **more):
         self.present[name] = FakeLink(name, ifindex, **more)
@@ -122,6 +136,26 @@ class World:
 
 def named(*names, **more):
     return Config(interface=names, **more)
+
+
+def test_the_packet_path_knows_the_addresses_before_it_is_attached():
+    world = World(named("eth0"), own={"192.0.2.1"})
+    world.look()
+    assert world.datapath.addresses is None, "it need not"
+    world.datapath.needs_addresses = True
+    known = []
+    attach = world.datapath.attach
+    world.datapath.attach = lambda *arguments: (known.append(world.datapath.addresses), attach(*arguments))[1]
+    world.plug("eth0", 7)
+    world.look()
+    assert known == [{"192.0.2.1"}]
+    world.own.add("192.0.2.2")
+    world.look()
+    assert world.datapath.addresses == {"192.0.2.1", "192.0.2.2"}
+    world.interfaces.take_over((), world.config, world.mode_on)
+    world.blind = KernelError("no")
+    with pytest.raises(KernelError):
+        world.look()
 
 
 def test_an_absent_interface_is_waited_for_and_said_once():

@@ -32,6 +32,7 @@ SKETCH_PAIRS = sketches.PORT_PAIRS
 SKETCH_CELLS = sketches.CELLS
 SKETCH_ICMP = 24576
 SKETCHED = SKETCH_ICMP + 64
+LOCALS = 16384
 TOPS = 65536
 TOP_DEEPER = 4
 
@@ -115,9 +116,10 @@ TALKER = np.dtype(
     ]
 )  # fmt: skip
 SET = np.dtype([("way", TALKER, WAYS)])
+ADDRESS = np.dtype([("address", "u1", 16), ("family", "u4")])
 TALLIES = np.dtype(
     [
-        ("sourced", COUNT), ("evicted", COUNT), ("untracked", COUNT), ("evictions", "u8"), ("events_made", "u8"),
+        ("sourced", COUNT), ("evicted", COUNT), ("untracked", COUNT), ("elsewhere", COUNT), ("evictions", "u8"), ("events_made", "u8"),
         ("events_ring_full", "u8"), ("events_over_budget", "u8"), ("events_merged", "u8"), ("anomaly", "u8", ANOMALIES),
     ]
 )  # fmt: skip
@@ -134,6 +136,6 @@ EVENT = np.dtype(
 STRUCTS = {
     "xm_count": COUNT, "xm_slot": SLOT, "xm_control": CONTROL, "xm_ledger_half": LEDGER_HALF, "xm_ledger": LEDGER, "xm_step": STEP,
     "xm_policy": POLICY, "xm_line": LINE, "xm_bucket4": BUCKET4_TYPE, "xm_node": NODE, "xm_bucket6": BUCKET6_TYPE,
-    "xm_rule_count": RULE_COUNT, "xm_sketch": SKETCH, "xm_talker": TALKER, "xm_set": SET, "xm_tallies": TALLIES, "xm_budget": BUDGET,
-    "xm_sampler": SAMPLER, "xm_event": EVENT,
+    "xm_rule_count": RULE_COUNT, "xm_sketch": SKETCH, "xm_talker": TALKER, "xm_set": SET, "xm_address": ADDRESS, "xm_tallies": TALLIES,
+    "xm_budget": BUDGET, "xm_sampler": SAMPLER, "xm_event": EVENT,
 }  # fmt: skip

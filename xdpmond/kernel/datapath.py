@@ -24,6 +24,7 @@ from .attach import Attached, attach, layer_of
 from .costs import costs
 from .events import EventRing
 from .links import Link
+from .locals import Address, LocalAddresses
 from .maps import Control, Counters, Tallies, cells, realtime_at_monotonic_zero, wait_for_packets_under_way
 from .rules import PolicyTable, PolicyTooLarge
 from .sketchtable import SketchTable, ports_of_interest
@@ -110,6 +111,7 @@ class Datapath:
         self.rules = open_policy(loaded.maps, size, self.control, wait_for_packets_under_way)
         self.talkers = TalkerTable(loaded.maps["talkers"], cpus=build.cpus, sets=build.sets)
         self.sketches = SketchTable(loaded.maps, self.control.window, reading=self.control.reading)
+        self._locals = LocalAddresses(loaded.maps["locals"]) if build.local else None
         self.ring = EventRing(loaded.maps["events"]) if build.ring_bytes else None
         self._attached: dict[str, Attachment] = {}
         self._slot_names: dict[int, str] = {}
@@ -161,6 +163,16 @@ class Datapath:
         self.sketches.assign(wanted, self.control.window, idle=not self._attached and not self.took_over)
 
     # Links
+
+    @property
+    def needs_addresses(self) -> bool:
+        """Has it to know which addresses are this host's own?"""
+        return self._locals is not None
+
+    def set_addresses(self, addresses: Iterable[Address]) -> None:
+        """This host's own."""
+        if self._locals:
+            self._locals.set(addresses)
 
     @property
     def attachments(self) -> Mapping[str, Attachment]:

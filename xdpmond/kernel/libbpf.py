@@ -259,6 +259,10 @@ def update(map_fd: int, key: np.ndarray, value: np.ndarray) -> None:
     _check(_lib().bpf_map_update_elem(map_fd, _data(key), _data(value), c.c_uint64(0)), "write a map")
 
 
+def delete(map_fd: int, key: np.ndarray) -> None:
+    _check(_lib().bpf_map_delete_elem(map_fd, _data(key)), "delete from a map")
+
+
 def update_batch(map_fd: int, keys: np.ndarray, values: np.ndarray) -> None:
     count = c.c_uint32(len(keys))
     if len(keys):

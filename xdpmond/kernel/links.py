@@ -1,4 +1,5 @@
-"""The interfaces of this host, by netlink: what there is, which one has the default route, and a word whenever that may have changed.
+"""The interfaces of this host, by netlink: what there is, which one has the default route, which addresses are its own, and a word
+whenever that may have changed.
 
 A notification is only a reason to look again: a reader that reconstructs the state from single messages is wrong after the first one
 that the kernel had to drop.
@@ -8,20 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl import RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE, RTMGRP_LINK
+from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_LINK
 
+from ..model import Family
 from .netlink import dump
 
 _AF_INET, _AF_INET6 = 2, 10
 _IFF_UP, _IFF_LOWER_UP = 1, 1 << 16
 _RT_TABLE_MAIN = 254
 _RTN_UNICAST = 1
+_GROUPS = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
 _SETTLE_SECONDS = 0.05  # a link that comes up sends a dozen notifications; one look is enough
 
 
@@ -84,10 +88,22 @@ class LinkWatch:
                 return best[1]
         return None
 
+    def addresses(self) -> set[tuple[Family, bytes]]:
+        """This host's own addresses, and those by which all hosts on a link of its are meant. Raises KernelError."""
+        found = set()
+        for message in dump("addresses", self._netlink.get_addr):
+            family = {_AF_INET: Family.IPV4, _AF_INET6: Family.IPV6}.get(message["family"])
+            # On a link from point to point IFA_ADDRESS is the other end's.
+            own = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+            for text in (own, message.get_attr("IFA_BROADCAST")):
+                if family and text:
+                    found.add((family, socket.inet_pton(message["family"], text)))
+        return found
+
     async def watch(self, changed: Callable[[], None]) -> None:
         """Call `changed` after each burst of notifications, until cancelled."""
         loop = asyncio.get_running_loop()
-        self._monitor.bind(groups=RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE)
+        self._monitor.bind(groups=_GROUPS)
         descriptor = self._monitor.fileno()
 
         def settled() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import Config
+from ..config import Config, Destination
 from ..errors import KernelError
 from . import abi, libbpf
 from .tables import POLICY_MAPS, SMALLEST_POLICY, PolicySize, Table, make, policy_tables, tables
@@ -49,6 +49,8 @@ class Build:
     ring_bytes: int
     """0: no events, and no instruction for them."""
     frags: bool
+    local: bool = False
+    """Do packets to other hosts not count as talkers?"""
 
     @classmethod
     def of(cls, config: Config) -> Build:
@@ -59,16 +61,17 @@ class Build:
             rule_cells=config.tables.rule_counters,
             ring_bytes=config.events.ring_size if config.events.enable else 0,
             frags=libbpf.has_frags(),
+            local=config.destination is Destination.LOCAL,
         )
 
     @property
     def defines(self) -> list[str]:
-        return ["-DXM_EVENTS"] * bool(self.ring_bytes) + ["-DXM_FRAGS"] * self.frags
+        return ["-DXM_EVENTS"] * bool(self.ring_bytes) + ["-DXM_FRAGS"] * self.frags + ["-DXM_LOCAL"] * self.local
 
     @property
     def tables(self) -> dict[str, Table]:
         """The maps but for those of the policy."""
-        return tables(cpus=self.cpus, sets=self.sets, rule_cells=self.rule_cells, ring_bytes=self.ring_bytes)
+        return tables(cpus=self.cpus, sets=self.sets, rule_cells=self.rule_cells, ring_bytes=self.ring_bytes, local=self.local)
 
     @property
     def maps(self) -> tuple[str, ...]:

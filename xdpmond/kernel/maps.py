@@ -184,6 +184,7 @@ class Tallies:
     sourced: Count
     evicted: Count
     untracked: Count
+    elsewhere: Count
     evictions: int
     events_made: int
     ring_full: int
@@ -217,6 +218,7 @@ class Counters:
             sourced=count("sourced"),
             evicted=count("evicted"),
             untracked=count("untracked"),
+            elsewhere=count("elsewhere"),
             evictions=int(value["evictions"].sum()),
             events_made=int(value["events_made"].sum()),
             ring_full=int(value["events_ring_full"].sum()),

@@ -12,8 +12,8 @@ import numpy as np
 
 from . import abi, libbpf
 
-ARRAY, PERCPU_ARRAY, RINGBUF = 2, 6, 27  # enum bpf_map_type
-MMAPABLE = 1 << 10  # BPF_F_MMAPABLE
+HASH, ARRAY, PERCPU_ARRAY, RINGBUF = 1, 2, 6, 27  # enum bpf_map_type
+NO_PREALLOC, MMAPABLE = 1 << 0, 1 << 10  # BPF_F_NO_PREALLOC, BPF_F_MMAPABLE
 
 
 class Table(NamedTuple):
@@ -56,8 +56,8 @@ def policy_tables(size: PolicySize) -> dict[str, Table]:
     }
 
 
-def tables(*, cpus: int, sets: int, rule_cells: int, ring_bytes: int) -> dict[str, Table]:
-    """All other maps; without events if `ring_bytes` is 0."""
+def tables(*, cpus: int, sets: int, rule_cells: int, ring_bytes: int, local: bool) -> dict[str, Table]:
+    """All other maps; without events if `ring_bytes` is 0. `local`: packets to other hosts are told apart."""
     found = {
         "control": _array(abi.CONTROL, 1),
         "ledger": _array(abi.LEDGER, 1),
@@ -70,6 +70,8 @@ def tables(*, cpus: int, sets: int, rule_cells: int, ring_bytes: int) -> dict[st
         "tallies": Table(PERCPU_ARRAY, 4, abi.TALLIES.itemsize, 1, 0),
         "packet": Table(PERCPU_ARRAY, 4, PACKET_SIZE, 1, 0),
     }
+    if local:
+        found["locals"] = Table(HASH, abi.ADDRESS.itemsize, 1, abi.LOCALS, NO_PREALLOC)
     if ring_bytes:
         found |= {
             "budget": Table(PERCPU_ARRAY, 4, abi.BUDGET.itemsize, 1, 0),
