@@ -10,11 +10,11 @@ def main() -> int:
     try:
         from .main import main as run
 
-        status = run()
+        return run()
     except KeyboardInterrupt:
-        status = INTERRUPTED
-    _leave_the_rest_to_the_system()
-    return status
+        return INTERRUPTED
+    finally:
+        _leave_the_rest_to_the_system()
 
 
 def _leave_the_rest_to_the_system() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import termios
@@ -22,6 +23,8 @@ ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 LEAVE = "\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l"
 HOME, CLEAR_LINE, CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
+_OTHER_KEYS = re.compile(r"\x1b(\[[0-9;]*[ -/]*[@-~]|O.|)")
+"""Arrows and the like, of which we know none."""
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -109,7 +112,7 @@ class Terminal:
             data = b""
         if not data:
             self._ended = self._ended or signal.SIGHUP
-        return "" if data.startswith(b"\x1b") else data.decode("ascii", "ignore")  # of arrows and the like we know none
+        return _OTHER_KEYS.sub("", data.decode("ascii", "ignore"))
 
     def suspend(self) -> None:
         """Stop, as Ctrl-Z asks, with the terminal as it was; return when we are continued."""
