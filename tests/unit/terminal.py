@@ -27,7 +27,8 @@ class Screen:
         self.columns, self.height = columns, lines
         self.alternate, self.cursor, self.wrap = False, True, True
         self.frames = 0
-        """How often a screen was drawn from its beginning."""
+        """How often a screen was drawn to its end."""
+        self._drawn = [""] * lines
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self._rest = ""
         self._grids: dict[bool, list[list[str]]] = {}
@@ -39,10 +40,15 @@ class Screen:
 
     def resize(self, columns: int, lines: int) -> None:
         self.columns, self.height = columns, lines
+        self._drawn = [""] * lines
         self._clear()
 
     @property
     def lines(self) -> list[str]:
+        """As they are; of the alternate screen as they were when it was last drawn to its end."""
+        return self._drawn if self.alternate else self._now()
+
+    def _now(self) -> list[str]:
         return ["".join(row).rstrip() for row in self._grid]
 
     @property
@@ -106,13 +112,14 @@ class Screen:
         elif letter == "H":
             assert not numbers
             self._row = self._column = 0
-            self.frames += 1
         elif letter == "K":
             self._grid[self._row][self._column :] = [" "] * (self.columns - self._column)
         elif letter == "J":
             self._grid[self._row][self._column :] = [" "] * (self.columns - self._column)
             for row in self._grid[self._row + 1 :]:
                 row[:] = [" "] * self.columns
+            self._drawn = self._now()
+            self.frames += 1
         else:
             assert letter == "m", letter
 
