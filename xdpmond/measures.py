@@ -278,8 +278,7 @@ def _window_sources(numbers: Numbers) -> Iterable[Sample]:
 def _port_sources(numbers: Numbers) -> Iterator[Sample]:
     for port in numbers.ports.shown:
         of = _sources(numbers, port)
-        yield ("ipv4", *_name(port)), of.ipv4
-        yield ("ipv6", *_name(port)), of.ipv6
+        yield from (((family, *_name(port)), number) for family, number in (("ipv4", of.ipv4), ("ipv6", of.ipv6)) if number)
 
 
 @_family("port_packets", """

@@ -251,7 +251,7 @@ class MetricsServer:
         path, _, query = target.partition("?")
         paths = ["/metrics", *(["/list"] if self.settings.list else [])]
         if path not in paths:
-            return _said("404 Not Found", f"there is {' and '.join(paths)} here")
+            return _said("404 Not Found", f"not found; see {' or '.join(paths)}")
         if method not in ("GET", "HEAD"):
             return _said("405 Method Not Allowed", "GET or HEAD", ("Allow", "GET, HEAD"))
         if path == "/list":
