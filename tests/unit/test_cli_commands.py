@@ -40,8 +40,9 @@ def talker(**values: Any) -> dict[str, Any]:
 
 
 def port(**values: Any) -> dict[str, Any]:
-    return {"protocol": "tcp", "protocol_num": 6, "port": 22, "icmp_type": None, "sources": {"ipv4": 1234, "ipv6": 56},
-            "running": {"ipv4": 12, "ipv6": 3}, "packets": 1234567, "bytes": 7654321, "exact": True, "error": None, **values}  # fmt: skip
+    running = {"ipv4": 12, "ipv6": 3, "packets": 5, "bytes": 300, "exact": True, "error": None}
+    return {"protocol": "tcp", "protocol_num": 6, "port": 22, "icmp_type": None, "sources": {"ipv4": 1234, "ipv6": 56}, "running": running,
+            "packets": 1234567, "bytes": 7654321, "exact": True, "error": None, **values}  # fmt: skip
 
 
 def flow(**values: Any) -> dict[str, Any]:
@@ -402,6 +403,24 @@ def test_top(fake: FakeDaemon) -> None:
     assert fake.calls[-1] == ("top", {"by": "bytes", "limit": 20, "local": True})
 
 
+def test_top_of_prefixes_says_how_many_sources_each_has(fake: FakeDaemon) -> None:
+    fake.rows = [talker(source="203.0.113.0/24", sources=7, verdict="mixed", rule="mixed"), talker(sources=1)]
+    assert [cells(line)[:3] for line in ctl(fake, "top").out.splitlines()[:2]] == [
+        ["SOURCE", "SOURCES", "TO"],
+        ["203.0.113.0/24", "7", "tcp/22"],
+    ]
+    fake.rows = [talker(sources=1)]
+    assert cells(ctl(fake, "top").out.splitlines()[0])[:2] == ["SOURCE", "TO"]
+
+
+def test_top_says_that_local_sources_are_hidden(fake: FakeDaemon) -> None:
+    fake.rows = [talker(), {"hidden": {"local": {"ipv4": 2, "ipv6": 1}}}]
+    lines = ctl(fake, "top").out.splitlines()
+    assert len(lines) == 3
+    assert lines[-1] == "without 3 local sources; --local shows them"
+    assert len(ctl(fake, "top", "--no-legend").out.splitlines()) == 1
+
+
 def test_top_names_the_owner_of_an_address_where_that_is_known(fake: FakeDaemon) -> None:
     fake.rows = [talker(), talker(country="DE", as_number=64500, as_name=f"Net {ESCAPE}")]
     lines = ctl(fake, "top").out.splitlines()
@@ -463,8 +482,9 @@ def test_ports(fake: FakeDaemon) -> None:
     assert [cells(line) for line in lines] == [
         ["TO", "SERVICE", "IPV4", "IPV6", "ERROR", "PACKETS", "BYTES", "IPV4 NOW", "IPV6 NOW"],
         ["tcp/22", SSH, "1234", "56", "-", "1234567", "7654321", "12", "3"],
-        ["icmp echo-request", "-", "~1234", "~56", "±2.3 %", "≥1234567", "≥7654321", "~12", "~3"],
-        ["tcp", "-", "≥1234", "≥56", "-", "≥1234567", "≥7654321", "≥12", "≥3"],
+        ["icmp echo-request", "-", "~1234", "~56", "±2.3 %", "≥1234567", "≥7654321", "12", "3"],
+        ["tcp", "-", "≥1234", "≥56", "-", "≥1234567", "≥7654321", "12", "3"],
+        ["~ an estimate and its standard error; ≥ at least so many: the table was too small"],
     ]
     assert fake.calls == [("ports", {"limit": 3, "protocol": "icmp", "local": False, "interval": True})]
 
@@ -478,8 +498,18 @@ def test_ports_on_a_terminal(fake: FakeDaemon) -> None:
     assert "NOW" not in screen(fake, "ports", "--interval")[0]
     fake.ports_rows[0].update(exact=False, error=0.023)
     assert "~ an estimate" in screen(fake, "ports")[-1]
-    fake.ports_rows = []
-    assert screen(fake, "ports")[-1] == "no port was reached yet"
+    total = port(protocol=None, port=None, total=True, hidden={"local": {"ipv4": 2, "ipv6": 1}, "ports": 1})
+    fake.ports_rows = [port(), total]
+    lines = screen(fake, "ports")
+    assert lines[-3].split()[:3] == ["total", "1,234", "56"] if SSH == "-" else lines[-3].split()[:4] == ["total", "-", "1,234", "56"]
+    assert lines[-2:] == ["without 3 local sources; --local shows them", "without 1 port that the setting `ports` leaves out"]
+    assert not any("total" in line or "without" in line for line in screen(fake, "ports", "--no-legend"))
+    nothing = {"sources": {"ipv4": 0, "ipv6": 0}, "packets": 0, "bytes": 0, "hidden": None}
+    fake.ports_rows = [port(**nothing), total | nothing]
+    assert screen(fake, "ports")[-1] == "the first window has not ended yet: what came in it stands under NOW"
+    for rows in ([], [total | nothing | {"running": None}]):
+        fake.ports_rows = rows
+        assert screen(fake, "ports")[-1] == "no port was reached yet"
 
 
 def test_explain(fake: FakeDaemon) -> None:

@@ -139,7 +139,7 @@ class Asker:
                 status = daemon.describe()
                 self._head = Head(status, told(daemon.windows, limit=WINDOWS), time.monotonic())
             before = _last_window(daemon)
-            rows = list(fields.parse_lines(self._subject.ask(daemon, options)))
+            rows = [row for row in fields.parse_lines(self._subject.ask(daemon, options)) if "source" in row]
             at, moment = time.monotonic(), time.time()
             after = _last_window(daemon)
         except NotRunningError:

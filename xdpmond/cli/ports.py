@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from . import fields
 from .context import Context
 from .fields import Document
 from .layout import write_fitting
 from .protocols import service, target
-from .render import Cell, Column, short, short_bytes
+from .render import Cell, Column, plural, short, short_bytes
 
 DEFAULT_ROWS = 20
 FAMILIES = ("ipv4", "ipv6")
@@ -24,24 +26,37 @@ def ports(context: Context) -> None:
     if context.json:
         context.documents(lines)
         return
-    rows = fields.parse_lines(lines)
+    rows = [row for row in fields.parse_lines(lines) if context.legend or not fields.flag(row, "total")]
+    total = next((row for row in rows if fields.flag(row, "total")), {})
+    if len(rows) == 1 and total:
+        rows = []
+    kept = [at for at, column in enumerate(COLUMNS) if not context.terminal or _needed(column.title, rows, given.interval)]
+    cells = [[row[at] for at in kept] for row in (_port(context, row) for row in rows)]
+    shown = [COLUMNS[at] for at in kept]
     if context.terminal:
-        shown = list(rows)
-        kept = [at for at, column in enumerate(COLUMNS) if _needed(column.title, shown, given.interval)]
-        cells = [[row[at] for at in kept] for row in (_port(context, row) for row in shown)]
-        total = write_fitting(
-            context.out, context.style, [COLUMNS[at] for at in kept], cells, width=context.width, lead=1, legend=context.legend,
-            drawn=context.style.enabled,
-        )  # fmt: skip
+        write_fitting(
+            context.out, context.style, shown, cells, width=context.width, lead=1, legend=context.legend, drawn=context.style.enabled
+        )
     else:
-        total = context.table(COLUMNS, (_port(context, row) for row in rows))
-        shown = []
-    if not context.legend:
-        return
-    if not total:
-        context.line("no port was reached" + (" by anything like that" if wanted(context).keys() - {"limit"} else " yet"))
-    elif any(fields.value(row, "exact") is False for row in shown):
-        context.line(context.style("~ an estimate and its standard error; ≥ at least so many: the table was too small", "dim"))
+        context.table(shown, cells)
+    if context.legend:
+        for line in _remarks(context, rows, total):
+            context.line(context.style(line, "dim"))
+
+
+def _remarks(context: Context, rows: list[Document], total: Document) -> Iterator[str]:
+    """What stands below the table."""
+    if not rows:
+        yield "no port was reached" + (" like that" if wanted(context).keys() - {"limit"} else " yet")
+    if total and not _sources(total, "sources") and _sources(total, "running"):
+        yield "the first window has not ended yet: what came in it stands under NOW"
+    if any(_mark(row) or _mark(fields.value(row, "running") or {}) for row in rows):
+        yield "~ an estimate and its standard error; ≥ at least so many: the table was too small"
+    hidden = sum(fields.count(total, "hidden", "local", family) for family in FAMILIES)
+    if hidden:
+        yield f"without {plural(hidden, 'local source')}; --local shows them"
+    if left_out := fields.count(total, "hidden", "ports"):
+        yield f"without {plural(left_out, 'port')} that the setting `ports` leaves out"
 
 
 def wanted(context: Context) -> dict[str, object]:
@@ -69,35 +84,40 @@ def _needed(title: str, rows: list[Document], interval: bool) -> bool:
 
 
 def _port(context: Context, row: Document) -> list[Cell]:
-    error = fields.number(row, "error")
+    running, error = fields.value(row, "running") or {}, fields.number(row, "error")
 
-    def sources(when: str, family: str) -> str:
+    def sources(of: Document, when: str, family: str) -> str:
         number = fields.count(row, when, family)
-        return f"{mark(row)}{number:,}" if context.terminal else f"{mark(row)}{number}"
+        return f"{_mark(of)}{number:,}" if context.terminal else f"{_mark(of)}{number}"
 
     packets, size = fields.number(row, "packets"), fields.number(row, "bytes")
     least = "≥" if fields.value(row, "exact") is False else ""
     return [
-        target(row),
+        ("total", "bold") if fields.flag(row, "total") else target(row),
         service(row),
-        sources("sources", "ipv4"),
-        sources("sources", "ipv6"),
-        f"±{100 * error:.2g} %" if error and fields.value(row, "exact") is False else "",
+        sources(row, "sources", "ipv4"),
+        sources(row, "sources", "ipv6"),
+        f"±{100 * error:.2g} %" if error and least else "",
         least + (short(packets) if context.terminal else str(int(packets))),
         least + (short_bytes(size) if context.terminal else str(int(size))),
-        sources("running", "ipv4"),
-        sources("running", "ipv6"),
+        sources(running, "running", "ipv4"),
+        sources(running, "running", "ipv6"),
     ]
 
 
-def mark(row: Document) -> str:
+def _mark(of: Document) -> str:
     """What stands before a number of sources: nothing where it is exact, "~" at an estimate, "≥" where some are not counted."""
-    if fields.value(row, "exact") is not False:
+    if fields.value(of, "exact") is not False:
         return ""
-    return "~" if fields.number(row, "error") else "≥"
+    return "~" if fields.number(of, "error") else "≥"
+
+
+def _sources(row: Document, when: str) -> int:
+    return sum(fields.count(row, when, family) for family in FAMILIES)
 
 
 def brief(row: Document) -> str:
     """`tcp/443 1,234`: the sources of the last full window, or of the running one while there is no other."""
-    last, running = (sum(fields.count(row, when, family) for family in FAMILIES) for when in ("sources", "running"))
-    return f"{target(row)} {mark(row)}{last or running:,}"
+    if last := _sources(row, "sources"):
+        return f"{target(row)} {_mark(row)}{last:,}"
+    return f"{target(row)} {_mark(fields.value(row, 'running') or {})}{_sources(row, 'running'):,}"

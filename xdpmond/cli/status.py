@@ -191,10 +191,9 @@ class Screen:
 
     def _ports(self, ports: Sequence[Document]) -> list[str]:
         """Those with the most sources."""
-        if not ports:
-            return []
-        parts: list[Cell] = [f"{brief(row)} {'sources' * (not at)}".rstrip() for at, row in enumerate(ports[:SHOWN_PORTS])]
-        return self._line("ports", parts)
+        shown = [row for row in ports if not fields.flag(row, "total")][:SHOWN_PORTS]
+        parts: list[Cell] = [f"{brief(row)} {'sources' * (not at)}".rstrip() for at, row in enumerate(shown)]
+        return self._line("ports", parts) if parts else []
 
     def _counting_seconds(self) -> float:
         """How long the totals have been counted: over the daemon's own restarts."""

@@ -15,9 +15,9 @@ from . import fields
 from .context import Context, Daemon
 from .fields import Document
 from .layout import write_fitting
-from .ports import wanted
+from .ports import FAMILIES, wanted
 from .protocols import endpoint, target
-from .render import SAMPLE_ROWS, VERDICT_COLOURS, Cell, Column, safe, short, short_bytes, span
+from .render import SAMPLE_ROWS, VERDICT_COLOURS, Cell, Column, plural, safe, short, short_bytes, span
 from .resolve import Resolver
 
 LONGEST_OWNER = 28
@@ -138,6 +138,7 @@ def _ago(row: Document, look: Look) -> Cell:
 
 TALKERS = (
     Shown("SOURCE", 0, _source),
+    Shown(">SOURCES", 3, lambda row, look: str(fields.count(row, "sources")), only=lambda row: fields.number(row, "sources") > 1),
     Shown("NAME", 1, lambda row, look: look.name(fields.text(row, "source"))),
     Shown("TO", 0, lambda row, look: target(row)),
     Shown(">PACKETS", 6, _figure("packets"), "packets"),
@@ -253,7 +254,8 @@ def _once(context: Context, subject: Subject) -> None:
     if context.json:
         context.documents(lines)
         return
-    stream = fields.parse_lines(lines)
+    note: list[Document] = []
+    stream = _without_note(fields.parse_lines(lines), note)
     sample = list(itertools.islice(stream, SAMPLE_ROWS))
     resolver = Resolver() if getattr(context.arguments, "resolve", False) else None
     if resolver is not None:
@@ -273,3 +275,19 @@ def _once(context: Context, subject: Subject) -> None:
         total = context.table(columns, rows)
     if context.legend and not total:
         context.line(subject.none + (" like that" if subject.options.keys() - {"by", "limit"} else " yet"))
+    if context.legend and note:
+        context.line(context.style(hidden(note[0]), "dim"))
+
+
+def _without_note(rows: Iterator[Document], note: list[Document]) -> Iterator[Document]:
+    """The rows; what follows them, on sources that are not shown, is put apart."""
+    for row in rows:
+        if "source" not in row and "hidden" in row:
+            note.append(row)
+        else:
+            yield row
+
+
+def hidden(note: Document) -> str:
+    number = sum(fields.count(note, "hidden", "local", family) for family in FAMILIES)
+    return f"without {plural(number, 'local source')}; --local shows them"
