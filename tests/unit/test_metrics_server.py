@@ -54,6 +54,8 @@ def serve():
         server = MetricsServer(Metrics(enable=True, listen=listen, **settings), source, records.put, after=after, **more)
         server.records = records
         begun.append(server)
+        if after:
+            after._thread.join(10)  # which the new one brings about
         if ready:
             connect(server).close()
         return server
