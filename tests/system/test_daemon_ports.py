@@ -238,6 +238,54 @@ def test_more_sources_than_the_table_holds_are_estimated(crowd: World, start: St
     assert only["running"]["exact"] and only["running"]["ipv4"] == 0, "a new window begins exactly"
 
 
+BEYOND4, BEYOND6 = "172.30.0.2", "2001:db8:d::2"
+
+
+@pytest.fixture
+def forwarding(crowd: World) -> Iterator[World]:
+    """The host passes on what is for a network beyond it."""
+    beyond = crowd.lab.space("beyond")
+    crowd.lab.veth(crowd.host, "eth1", beyond, "wire1")
+    crowd.host.ip("addr add 172.30.0.1/24 dev eth1", "addr add 2001:db8:d::1/64 dev eth1 nodad")
+    beyond.ip(f"addr add {BEYOND4}/24 dev wire1", f"addr add {BEYOND6}/64 dev wire1 nodad", "route add default via 172.30.0.1",
+              "route add default via 2001:db8:d::1")  # fmt: skip
+    crowd.net.ip(f"route add 172.30.0.0/24 via {UNLISTED4.host}", f"route add 2001:db8:d::/64 via {UNLISTED6.host}")
+    crowd.host.sysctl(ipv4__ip_forward=1, ipv6__conf__all__forwarding=1)
+    yield crowd
+    crowd.host.sysctl(ipv4__ip_forward=0, ipv6__conf__all__forwarding=0)
+    crowd.net.ip("route del 172.30.0.0/24", "route del 2001:db8:d::/64")
+    crowd.host.ip("link del eth1")
+
+
+def test_what_is_only_forwarded_is_left_out_on_request(forwarding: World, start: Start) -> None:
+    world = forwarding
+
+    def send() -> None:
+        for source in MORE4[:3]:
+            world.net.datagrams(source, BEYOND4, 5400, [10, 10])
+        world.net.datagrams(MORE6[0], BEYOND6, 5400, [10])
+        world.net.datagrams(MORE4[3], "172.30.0.1", 5400, [10])  # an address of the host's own, on another interface
+        world.net.datagrams(MORE4[0], UNLISTED4.host, 5300, [10])
+        assert world.net.ping(BEYOND4, MORE4[4], 2).received == 2
+
+    def counted() -> dict[Any, tuple[int, int, int]]:
+        shown, _ = ports(world)
+        return {key: (row["running"]["ipv4"], row["running"]["ipv6"], row["running"]["packets"]) for key, row in shown.items()
+                if key in (("udp", 5400), ("udp", 5300), ("icmp", 8))}  # fmt: skip
+
+    daemon = start(LONG)
+    send()
+    becomes(counted, lambda: {("udp", 5400): (4, 1, 8), ("udp", 5300): (1, 0, 1), ("icmp", 8): (1, 0, 2)})
+    assert world.lab.status()["books"]["elsewhere"]["packets"] == 0
+    daemon.stop()
+    start(LONG + 'destination = "local"\n')
+    send()
+    becomes(counted, lambda: {("udp", 5400): (1, 0, 1), ("udp", 5300): (1, 0, 1)})
+    books = world.lab.status()["books"]
+    assert books["elsewhere"]["packets"] == 9 and books["balanced"], "the totals have them all the same"
+    assert world.totals["by_protocol"]["udp"]["packets"] == 9 and world.totals["by_protocol"]["icmp"]["packets"] == 2
+
+
 def named(world: World, source: str) -> tuple[Any, ...]:
     (row,) = world.lab.rows("top", "--limit", "1000", "--port", "5300", "--proto", "udp")
     assert row["source"] == source
