@@ -608,6 +608,50 @@ def test_status_in_a_quiet_hour(fake: FakeDaemon) -> None:
     assert "31m" not in ctl(fake, "status", terminal=True).out, "nothing is wrong, so nothing is red"
 
 
+def test_status_shows_the_last_windows_and_the_busiest_ports(fake: FakeDaemon) -> None:
+    fake.windows_rows = [window(number) for number in range(1, 9)]
+    fake.ports_rows = [port(), port(port=443, sources={"ipv4": 7, "ipv6": 0}, exact=False, error=0.02), port(total=True)]
+    lines = screen(fake)
+    assert "windows   ▂▃▄▅▆▇▇█  most 13.3 packets/s in 8 windows of 1m" in lines
+    assert "ports     tcp/22 1,290 sources, tcp/443 ~7" in lines
+    assert ("ports", {"limit": 5, "interval": True}) in fake.calls
+    assert len(lines) <= 23
+    painted = ctl(fake, "status", terminal=True).out
+    assert "31m" not in painted, "nothing is wrong, so nothing is red"
+    fake.windows_rows[3]["dropped"] = 5
+    assert "\x1b[31m▅\x1b[0m" in ctl(fake, "status", terminal=True).out
+    fake.windows_rows[7].update(ended=NOW + 940, packets=1000)  # late: long, and not busy
+    assert screen(fake)[3].startswith("windows   ▂▃▄▅▆▇█▁  most 11.7 packets/s")
+
+
+def test_status_in_the_first_window(fake: FakeDaemon) -> None:
+    fake.ports_rows = [port(sources={"ipv4": 0, "ipv6": 0})]
+    lines = screen(fake)
+    assert not any(line.startswith("windows") for line in lines)
+    assert "ports     tcp/22 15 sources" in lines
+    assert ("ports", {"limit": 5, "interval": False}) in fake.calls
+
+
+def test_status_of_a_daemon_that_knows_no_windows(fake: FakeDaemon) -> None:
+    def unknown(_: object) -> Iterator[bytes]:
+        raise XdpmondError("the running daemon does not take Windows as this client sends it")
+
+    fake.windows = fake.ports = unknown  # type: ignore[method-assign]
+    assert screen(fake)[0] == "MONITOR  nothing is dropped"
+
+
+@pytest.mark.parametrize(("encoding", "bars"), [("utf-8", "▂▃▄▅▆▇▇█"), ("ascii", ".:-=+**#"), ("iso8859-1", ".:-=+**#")])
+def test_bars_where_the_locale_has_none(fake: FakeDaemon, encoding: str, bars: str) -> None:
+    fake.windows_rows = [window(number) for number in range(1, 9)]
+    fake.status = described(window={"unique_sources": {"ipv4": 5}, "exact": False})
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, encoding=encoding)
+    assert entry.run(["status"], out, io.StringIO(), environ={}, connect=lambda *_: fake, clock=lambda: NOW) == 0
+    text = raw.getvalue().decode(encoding)
+    assert f"windows   {bars}  most" in text
+    assert "top sources of ≥ 5" in text if encoding == "utf-8" else "top sources of >= 5" in text
+
+
 def attacked() -> dict[str, Any]:
     """As much to say as there can be."""
     count = {"packets": 10**9}
@@ -633,6 +677,8 @@ def attacked() -> dict[str, Any]:
 
 def test_status_fits_the_screen_when_all_is_wrong(fake: FakeDaemon) -> None:
     fake.status = attacked()
+    fake.windows_rows = [window(number % 9 + 1, dropped=number, packets=10**9) for number in range(60)]
+    fake.ports_rows = [port(protocol="icmpv6", port=None, icmp_type=135, sources={"ipv4": 0, "ipv6": 10**7}, exact=False)] * 5
     lines = screen(fake, "status")
     assert max(map(len, lines)) <= 80
     assert len(lines) <= 23
@@ -652,6 +698,7 @@ def test_status_fits_the_screen_in_an_ordinary_attack(fake: FakeDaemon) -> None:
     everything = attacked()
     keys = ("mode", "rates", "policy", "window", "top", "losses", "anomalies", "totals")
     fake.status = described(**{key: everything[key] for key in keys}, interfaces=everything["interfaces"][:2])
+    fake.windows_rows, fake.ports_rows = [window(number % 9 + 1) for number in range(60)], [port()] * 5
     lines = screen(fake, "status")
     assert len(lines) <= 23
     assert max(map(len, lines)) <= 80

@@ -8,6 +8,7 @@ limited by design (events are samples) is said without alarm.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -75,12 +76,12 @@ class Screen:
         self._attached = [row for row in self._interfaces if fields.text(row, "state") == "attached"]
 
     def lines(self, windows: Sequence[Document] = (), ports: Sequence[Document] = (), *, legend: bool = True) -> list[str]:
-        """The screen; if it does not fit, the same with long lines cut instead of continued."""
-        self._tight = False
-        lines = self._lines(windows, ports, legend)
-        if len(lines) > SCREEN_LINES and self._width < UNLIMITED:
-            self._tight = True
-            lines = self._lines(windows, ports, legend)
+        """The screen; if it does not fit, the same with long lines cut instead of continued, then without the ports, then the windows."""
+        for level in range(4):
+            self._tight = level > 0
+            lines = self._lines(windows if level < 3 else (), ports if level < 2 else (), legend)
+            if len(lines) <= SCREEN_LINES or self._width >= UNLIMITED:
+                break
         return lines
 
     def _lines(self, windows: Sequence[Document], ports: Sequence[Document], legend: bool) -> list[str]:
@@ -165,7 +166,8 @@ class Screen:
         what = f"most {short(max(rates))} packets/s in {plural(len(rates), 'window')} of {span(sorted(lengths)[len(lengths) // 2])}"
         room = max(1, self._width - LABEL - len(what) - 2)
         shown = list(zip(windows, bars(rates, unicode=self._unicode), strict=True))[-room:]
-        painted = "".join(self._style(bar, "red" if fields.number(row, "dropped") else "cyan") for row, bar in shown)
+        runs = itertools.groupby(shown, key=lambda pair: "red" if fields.number(pair[0], "dropped") else "cyan")
+        painted = "".join(self._style("".join(bar for _, bar in run), colour) for colour, run in runs)
         return [f"{'windows':<{LABEL}}{painted}  {what}"]
 
     def _totals(self) -> list[str]:
