@@ -1,4 +1,4 @@
-"""A Debian 12 tree to install the package into: made once by debootstrap, kept in a cache, never written to again.
+"""A Debian tree to install the package into: made once by debootstrap, kept in a cache, never written to again.
 
 The tree holds what an ordinary small server has (systemd, the bus, polkit, sshd, sudo) and everything that the package depends on, so
 that the package itself installs without a network. A test session lays an overlay over it; what the session does ends with the overlay.
@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-SUITE = "bookworm"
+SUITE = os.environ.get("XDPMOND_SUITE", "bookworm")
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDPMOND_CACHE", "/var/cache/xdpmond-dev"))
 
@@ -60,21 +61,19 @@ def package_depends() -> list[str]:
 
 
 def _mirror() -> str:
-    """This machine's apt source for the suite's main section, in one line; empty where it has none (then debootstrap's own default)."""
+    """Where this machine has the main section of the suite from, or that of its own suite; empty where it has neither (then debootstrap's
+    own default)."""
     text = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(SITE) $(CODENAME) $(COMPONENT)", "Created-By: Packages"],
         capture_output=True, text=True, check=False,
     ).stdout  # fmt: skip
-    for line in text.splitlines():
-        parts = line.split()
-        if len(parts) == 3 and parts[1:] == [SUITE, "main"]:
-            return parts[0]
-    return ""
+    sites = {tuple(parts[1:]): parts[0] for line in text.splitlines() if len(parts := line.split()) == 3}
+    return sites.get((SUITE, "main")) or sites.get((platform.freedesktop_os_release().get("VERSION_CODENAME", ""), "main"), "")
 
 
 def tree() -> Path:
     """The cached tree; made first if it is not there. One process makes it, others wait."""
-    recipe = "\n".join(["4", SUITE, *SERVER, *package_depends(), NETWORK])
+    recipe = "\n".join(["5", SUITE, *SERVER, *package_depends(), NETWORK])
     path = CACHE / f"{SUITE}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock:
@@ -116,8 +115,9 @@ def _make(path: Path) -> None:
         (path / "etc/systemd/network").mkdir(parents=True, exist_ok=True)
         (path / "etc/systemd/network/10-host0.network").write_text(NETWORK)
         run("chroot", str(path), "systemctl", "enable", "systemd-networkd.service")
-        for unit in ("systemd-networkd-wait-online.service", "getty@tty1.service", "console-getty.service", "apt-daily.timer",
-                     "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
+        # A container has no modules to load: what fails there says nothing of the package.
+        for unit in ("systemd-networkd-wait-online.service", "systemd-modules-load.service", "getty@tty1.service", "console-getty.service",
+                     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
                      "fstrim.timer"):  # fmt: skip
             run("chroot", str(path), "systemctl", "mask", unit)
         (path / "etc/systemd/journald.conf.d").mkdir(parents=True, exist_ok=True)
