@@ -23,7 +23,7 @@ from .modes import Modes
 from .names import NO_NAMES, Names
 from .policy import Policy
 from .ports import PortCounts, Sketches, count_ports, estimated, on_ports
-from .rows import NO_ROWS, WITH_PORTS, Where, by_network, is_local, merge, merged_chunks, of_source, strongest, survey, take
+from .rows import NO_ROWS, WITH_PORTS, Where, is_local, merge, of_source, strongest, strongest_networks, survey
 from .windows import Past, Progress, Totals, lost
 
 Json = dict[str, Any]
@@ -142,7 +142,7 @@ class Wanted:
             if not 1 <= length <= family.bits:
                 raise UsageError(f"{length} is no length of a prefix", hint=f"1 to {family.bits} for {family.label}")
             bits[family] = length
-        return cls(_BY[by], min(max(limit, 1), MOST_ROWS), port, _protocol(protocol, port), local, bits)
+        return cls(_BY[by], min(max(limit, 1), MOST_ROWS), port, protocol_of(protocol, port), local, bits)
 
     def where(self, rows: np.ndarray) -> np.ndarray:
         mask = np.ones(len(rows), bool)
@@ -163,13 +163,14 @@ class WantedPorts:
 
     @classmethod
     def parse(cls, limit: int, local: bool | None, port: int | None, protocol: str | None) -> WantedPorts:
-        number = _protocol(protocol, port)
+        number = protocol_of(protocol, port)
         low, high = (0, 65535) if port is None else (port, port)
         within = () if port is None and number is None else (PortRange(number, low, high),)
         return cls(min(max(limit, 1), MOST_ROWS), local, within)
 
 
-def _protocol(text: str | None, port: int | None) -> int | None:
+def protocol_of(text: str | None, port: int | None) -> int | None:
+    """The number of a protocol that is named or numbered; with a port it must be one that has them."""
     if text is None:
         return None
     number = int(text) if re.fullmatch("[0-9]{1,3}", text) else _PROTOCOLS.get(text)
@@ -282,8 +283,7 @@ def top(view: View, running: np.ndarray | None, wanted: Wanted, exact: bool) -> 
     hidden = {} if local else survey(*parts, where=lambda rows: wanted.where(rows) & is_local(rows)).unique
     where: Where = wanted.where if local else lambda rows: wanted.where(rows) & ~is_local(rows)
     if wanted.bits:
-        chunks = (take(rows, np.flatnonzero(where(rows))) for rows in merged_chunks(*parts))
-        found = by_network(chunks, sum(map(len, parts)), wanted.bits)
+        found = strongest_networks(*parts, bits=wanted.bits, by=wanted.by, limit=wanted.limit, where=where)
     else:
         found = survey(*parts, by=wanted.by, limit=wanted.limit, where=where).strongest
     found = strongest(found, wanted.by, wanted.limit)

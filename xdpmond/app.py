@@ -47,6 +47,7 @@ from .rows import NO_ROWS
 from .service import Ports, Service
 from .sinks.console import ConsoleSink
 from .sinks.exporters import Exporters, require_possible, require_sensible
+from .sinks.flows import FlowExport
 from .sinks.journal import JournalSink
 from .sinks.logfile import LogFiles, require_within, require_writable
 from .state import NAME as STATE_FILE
@@ -148,7 +149,10 @@ class _BookedKernel:
         self._datapath, self._book = datapath, book
         self.totals, self.tallies, self.read_running = datapath.totals, datapath.tallies, datapath.read_running
         self.read_running_sketches = datapath.read_running_sketches
-        self.configure, self.facts = datapath.configure, datapath.facts
+        self.configure, self.facts, self.interface_of_slot = datapath.configure, datapath.facts, datapath.interface_of_slot
+
+    def read_running_flows(self) -> np.ndarray:
+        return self._datapath.read_running_flows()  # type: ignore[attr-defined]
 
     def apply_policy(self, policy: Policy, touched: Sequence[Prefix] | None, default: Verdict) -> None:
         self._book.changing()
@@ -188,6 +192,7 @@ class Daemon:
         self._counting = threading.Lock()
         self._measure_now = asyncio.Event()
         self._late_windows = 0
+        self._flows: FlowExport | None = None
         self._bus: BusServer | None = None
         self._blocked_timer: asyncio.TimerHandle | None = None
         self._hung_up = asyncio.Event()
@@ -331,6 +336,7 @@ class Daemon:
         self._configure_logs()
         self._exporters.configure(self._service.config)
         changed = asyncio.Event()
+        self._flows = self._make_flow_export()
         async with asyncio.TaskGroup() as tasks:
             running = [
                 tasks.create_task(links.watch(changed.set), name="links"),
@@ -343,6 +349,8 @@ class Daemon:
             if self._datapath.ring:
                 pump = EventPump(self._datapath, self._match, self._publish)
                 running.append(tasks.create_task(pump.run(), name="events"))
+            if self._flows:
+                running.append(tasks.create_task(self._flows.run(), name="flows"))
             if seconds := self._notifier.watchdog_seconds:
                 running.append(tasks.create_task(self._watchdog(seconds / 3), name="watchdog"))
             if self._service.config.bus.enable:
@@ -354,9 +362,27 @@ class Daemon:
             self._notifier.ready(self._status_line())
             self.report(Record(Message.STARTED, f"xdpmond {__version__} is ready: {self._status_line()}", {"version": __version__}))
             await self._stop.wait()
-            for task in running:
-                task.cancel()
+            async with self._service.reading:  # so that no window is half read
+                for task in running:
+                    task.cancel()
+        if self._flows:
+            await self._end_flows(self._flows)
         return 0
+
+    def _make_flow_export(self) -> FlowExport | None:
+        cache = self._service.flow_cache
+        if cache is None:
+            return None
+        made = FlowExport(cache, self._service.reading, self.report)
+        made.configure(self._service.config)
+        return made
+
+    async def _end_flows(self, flows: FlowExport) -> None:
+        """Records do not outlive the process, so those that somebody collects end with it, and so does the window that has the rest."""
+        if flows.exports:
+            async with self._service.reading:
+                await self._end_window()
+        await flows.close()
 
     def _of_bus(self, priority: int, text: str) -> None:
         """What the bus room has to say, by syslog priority: 4 and below is a problem, 5 a call that was refused."""
@@ -401,11 +427,7 @@ class Daemon:
                 continue
             interval = service.config.summary_interval
             async with service.reading:
-                window, totals, tracked, lost_before = await self._in_kernel_thread(
-                    self._close_window, service.config.window, service.settled_policy
-                )
-                window = await asyncio.to_thread(window.counted, service.config.ports)
-                service.window_closed(window, totals, tracked, lost_before)
+                window, totals = await self._end_window()
                 if interval:
                     await asyncio.to_thread(summary.add, window)
             self._late_windows += window.late
@@ -421,8 +443,21 @@ class Daemon:
                 summary = Summary(window.ended, totals)
             await self._reconcile(self._interfaces.keep)
 
-    def _close_window(self, wanted: float, policy: Policy | None) -> tuple[Window, Totals, Count, int]:
-        """Returns also how many packets had found no talker for certain before the new window."""
+    async def _end_window(self) -> tuple[Window, Totals]:
+        """End the running window, and give what it held to whoever keeps it. `service.reading` is held."""
+        service = self._service
+        window, totals, tracked, lost_before, flows = await self._in_kernel_thread(
+            self._close_window, service.config.window, service.settled_policy
+        )
+        window = await asyncio.to_thread(window.counted, service.config.ports)
+        service.window_closed(window, totals, tracked, lost_before)
+        if self._flows and flows is not None:
+            ifindexes = {attached.slot: attached.ifindex for attached in self._datapath.attachments.values()}
+            await asyncio.to_thread(self._flows.window_closed, flows, window.started, window.ended, ifindexes)
+        return window, totals
+
+    def _close_window(self, wanted: float, policy: Policy | None) -> tuple[Window, Totals, Count, int, np.ndarray | None]:
+        """Returns also how many packets had found no talker for certain before the new window, and the flows."""
         control, book = self._datapath.control, self._book
         epoch = time.time() - time.monotonic()
         number, started = control.window, control.window_started + epoch
@@ -441,7 +476,7 @@ class Daemon:
         except KernelError as error:
             self.report(Record(Message.WARNING, f"which ports are listened on is not seen: {error}"))
         window = Window(number, started, control.window_started + epoch, wanted, closed.rows, lost_now == exact_until, closed.sketches)
-        return window, totals, control.tracked, lost_before
+        return window, totals, control.tracked, lost_before, closed.flows
 
     async def _measure(self) -> None:
         """Measure for whoever wants it: at intervals, and whenever a window has ended."""
@@ -530,6 +565,7 @@ class Daemon:
             "followers": self._service.events.lost,
             "influxdb": self._exporters.lost,
             **self._logs.losses(),
+            **(self._flows.losses() if self._flows else {}),
         }
 
     # Signals and systemd
@@ -556,6 +592,8 @@ class Daemon:
         else:
             self._sink.set_budget(self._service.config.journal.events_per_minute)
             self._configure_logs()
+            if self._flows:
+                self._flows.configure(self._service.config)
             self._exporters.configure(self._service.config)
             self._measure_now.set()
             self._window_changed.set()

@@ -77,7 +77,8 @@ def _bits(*names: str) -> np.uint64:
 _SUMS = [_word(name) for name in ("packets", "bytes", "ip_bytes", "syns")]
 _PACKETS, _FIRST, _LAST, _PLACE = (_word(name) for name in ("packets", "first_seen", "last_seen", "source_port"))
 _TUPLE, _FLAGS = _bits("source_port", "port", "protocol", "family"), _bits("tcp_flags")
-_TCP, _OVER = 6, 0x05  # FIN and RST
+TCP, OVER = 6, 0x05
+"""The flags FIN and RST."""
 _SECRET = [np.uint64(secrets.randbits(64) | 1) for _ in range(6)]
 _LITTLE = 65_536
 
@@ -218,7 +219,7 @@ class FlowCache:
             silent, reasons = now - rows["last_seen"], self._reasons[chunk]
             reasons[now - rows["first_seen"] >= timeouts.active] = EndReason.ACTIVE
             reasons[(silent >= timeouts.inactive) | (silent < 0)] = EndReason.IDLE  # the latter if the clock has been set back
-            over = (rows["protocol"] == _TCP) & (rows["tcp_flags"] & _OVER != 0)
+            over = (rows["protocol"] == TCP) & (rows["tcp_flags"] & OVER != 0)
             reasons[over & (silent >= LINGER)] = EndReason.END_OF_FLOW
             reasons[rows["packets"] == 0] = 0
 

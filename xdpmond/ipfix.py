@@ -14,7 +14,7 @@ There is no record about the exporter itself: it would count as one of those, an
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -111,10 +111,11 @@ class Encoder:
         """What has to come before all else, and from time to time."""
         return self._message(_set(TEMPLATE_SET, b"".join(template.encoded() for template in TEMPLATES)), 0, now)
 
-    def flows(self, records: np.ndarray, ifindexes: Sequence[int], now: float) -> Iterator[Message]:
-        """Records (flows.ENDED) in as few messages as hold them. `ifindexes` are the numbers of the interfaces by slot, 0: unknown."""
-        interfaces = np.zeros(256, "u4")
-        interfaces[: len(ifindexes)] = ifindexes
+    def flows(self, records: np.ndarray, ifindexes: Mapping[int, int], now: float) -> Iterator[Message]:
+        """Records (flows.ENDED) in as few messages as hold them. `ifindexes` are the numbers of the interfaces by slot."""
+        interfaces = np.zeros(256, "u4")  # 0: unknown
+        for slot, ifindex in ifindexes.items():
+            interfaces[slot] = ifindex
         sets, held = b"", 0
         for template, data in _encoded(records, interfaces):
             width, at = template.dtype.itemsize, 0

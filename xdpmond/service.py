@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import __version__, answers, documents, memory
+from . import __version__, answers, documents, flowanswers, memory
 from .answers import SHOWN_WINDOWS, Reading, View
 from .config import Config, config_warnings, require_force
 from .config import Names as NameFiles
@@ -34,6 +34,7 @@ from .errors import (
     XdpmondError,
 )
 from .feeds import EventFeed, EventHub
+from .flows import FlowCache
 from .interfaces import DEFAULT, InterfaceState
 from .measures import Numbers, Reloads
 from .messages import Message, Record
@@ -67,6 +68,10 @@ class Kernel(Protocol):
     def tallies(self) -> Any: ...
     def read_running(self) -> np.ndarray: ...
     def read_running_sketches(self) -> Sketches: ...
+    def read_running_flows(self) -> np.ndarray:
+        """Asked for only where flows are on."""
+
+    def interface_of_slot(self, slot: int) -> str: ...
     def configure(self, config: Config) -> None: ...
     def facts(self) -> Mapping[str, Any]: ...
 
@@ -121,8 +126,8 @@ class Service:
         """What those who asked wait for; the next one who asks too, until its reading begins."""
         self.events = EventHub()
         self.history = History()
-        self.flows_enabled = config.flows.enable
-        """Whether the packet path was built so: a change takes effect at the next start."""
+        self.flow_cache = FlowCache(config.flows.records) if config.flows.enable else None
+        """The records of flows, if the packet path was built to count them: a change takes effect at the next start."""
         self._names = NO_NAMES
         self._names_problem = ""
         self.progress = Progress(Totals([], ports.clock()))
@@ -165,6 +170,10 @@ class Service:
     @property
     def entry_count(self) -> int:
         return len(self._policy)
+
+    @property
+    def flows_enabled(self) -> bool:
+        return self.flow_cache is not None
 
     @property
     def window_seconds(self) -> float:
@@ -686,6 +695,20 @@ class Service:
         async with self.reading:
             running, sketches, losses = (None, None, 0) if interval else await self._ports.in_kernel_thread(read)
             return await asyncio.to_thread(answers.ports, self._view(), running, wanted, sketches, self.progress.running_exact(losses))
+
+    async def flows(self, *, by: str = "bytes", limit: int = 20, port: int | None = None, protocol: str | None = None,
+                    address: str | None = None) -> Iterable[Json]:  # fmt: skip
+        """The strongest flows, each since its record began. Made as it is read."""
+        wanted = flowanswers.WantedFlows.parse(by, limit, port, protocol, address)
+        if self.flow_cache is None:
+            raise XdpmondError("flows are off", hint="set enable = true in [flows] of the configuration, and restart xdpmond")
+        kernel = self._ports.kernel
+        async with self.reading:
+            running = await self._ports.in_kernel_thread(kernel.read_running_flows)
+            last, inactive = self.progress.last, self._config.flows.inactive_timeout
+            started = last.ended if last else self.progress.began.at
+            return await asyncio.to_thread(flowanswers.flows, self.flow_cache, running, started, wanted, now=self._ports.clock(),
+                                           inactive=inactive, interface=kernel.interface_of_slot)  # fmt: skip
 
     async def windows(self, *, limit: int = 60) -> Iterable[Json]:
         """The last windows that have closed, the oldest first."""

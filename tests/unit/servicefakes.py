@@ -14,6 +14,7 @@ import numpy as np
 
 from xdpmond.config import Config
 from xdpmond.errors import KernelError, StateError
+from xdpmond.flowrows import NO_FLOWS
 from xdpmond.interfaces import InterfaceState
 from xdpmond.messages import Message, Record
 from xdpmond.model import Caller, Count, Entry, Mode, Origin, Prefix, RuleCounts, Total, Verdict, parse_address
@@ -98,13 +99,14 @@ class FakeKernel:
         self.counts = RuleCounts({})
         self.cells: list[Total] = []
         self.running = NO_ROWS
+        self.flows = NO_FLOWS
         self.sketches = Sketches.empty()
         self.refuse: dict[str, Exception] = {}
         self.calls: list[str] = []
         self.touched: list[Sequence[Prefix] | None] = []
         self.tally = SimpleNamespace(
-            sourced=Count(), evicted=Count(), untracked=Count(), elsewhere=Count(), evictions=0, events_made=0, ring_full=0, over_budget=0, merged=0,
-            anomalies={"fragment": 0, "short": 2},
+            sourced=Count(), evicted=Count(), untracked=Count(), elsewhere=Count(), evictions=0, events_made=0, ring_full=0, over_budget=0,
+            merged=0, anomalies={"fragment": 0, "short": 2},
         )  # fmt: skip
 
     def _called(self, name: str) -> None:
@@ -132,6 +134,12 @@ class FakeKernel:
 
     def read_running(self) -> np.ndarray:
         return self.running
+
+    def read_running_flows(self) -> np.ndarray:
+        return self.flows
+
+    def interface_of_slot(self, slot: int) -> str:
+        return f"eth{slot}"
 
     def read_running_sketches(self) -> Sketches:
         return self.sketches

@@ -27,6 +27,7 @@ ROOMS = {
     "sketches": {"model"},
     "flows": {"rows", "flowrows"},
     "ipfix": {"model", "flows"},
+    "flowanswers": VALUES | {"rows", "flows", "answers"},
     "kinds": VALUES,
     "config": VALUES | {"kinds", "tomllines", "prefixes", "prefixfile"},
     "configdoc": {"config", "kinds"},
@@ -51,9 +52,9 @@ ROOMS = {
     "answers": VALUES | {"config", "policy", "windows", "detect", "rows", "ports", "names", "modes", "documents"},
     "service": VALUES
     | {"config", "policy", "windows", "detect", "rows", "state", "messages", "interfaces", "modes", "feeds", "documents", "answers"}
-    | {"prefixes", "prefixfile", "memory", "ports", "names", "measures", ""},
+    | {"prefixes", "prefixfile", "memory", "ports", "names", "measures", "flows", "flowanswers", ""},
     "systemd": set(),
-    "sinks": VALUES | {"config", "messages", "batch", "lines", "ipfix", "measures"},
+    "sinks": VALUES | {"config", "messages", "batch", "lines", "flows", "ipfix", "measures"},
     "bus": VALUES | {"service"},
     "cli": VALUES | {""},
 }
@@ -81,6 +82,7 @@ LIBRARIES = {
         "sketches.py",
         "flows.py",
         "ipfix.py",
+        "flowanswers.py",
         "batch.py",
         "lines.py",
         "attribution.py",

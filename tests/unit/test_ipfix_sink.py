@@ -89,7 +89,7 @@ def ports(found):
 def test_all_that_is_put_arrives_in_order_and_without_a_gap(place, begin):
     sink = begin()
     for _ in range(3):
-        sink.put(many(1000), (3,))
+        sink.put(many(1000), {0: 3})
     assert ports(place.take(3000)) == [*range(1000)] * 3
     assert place.collector.sequence == 3000 and place.collector.domain == 9
     assert {record["ingressInterface"] for record in place.collector.records} == {3}
@@ -99,7 +99,7 @@ def test_all_that_is_put_arrives_in_order_and_without_a_gap(place, begin):
 
 
 def test_a_name_is_looked_up(place, begin):
-    begin(host="localhost").put(many(1), ())
+    begin(host="localhost").put(many(1), {})
     assert len(place.take(1)) == 1
 
 
@@ -107,7 +107,7 @@ def test_ipv6():
     place, told = Place(socket.AF_INET6, "::1"), []
     sink = IpfixSink(SETTINGS, Endpoint("::1", place.port), told.append, lambda: None)
     try:
-        sink.put(many(2), ())
+        sink.put(many(2), {})
         assert len(place.take(2)) == 2 and not told
     finally:
         sink.close()
@@ -127,9 +127,9 @@ def test_room_is_what_is_left(place, begin):
     sink = begin(capacity=100)
     until(lambda: sink.told, "word of the collector that is away")
     assert sink.room == 100
-    sink.put(many(60), ())
+    sink.put(many(60), {})
     assert sink.room == 40
-    sink.put(many(60), ())
+    sink.put(many(60), {})
     assert sink.room == 0
 
 
@@ -137,7 +137,7 @@ def test_a_collector_that_is_away_is_told_once_and_gets_what_waited_when_it_come
     place.leave()
     sink = begin(retry=0.05)
     until(lambda: sink.told, "word of the collector that is away")
-    sink.put(many(500), ())
+    sink.put(many(500), {})
     place.come_back()
     assert ports(place.take(500)) == [*range(500)], "it has the templates before the first record"
     until(lambda: len(sink.told) == 2, "word that it is there again")
@@ -152,11 +152,11 @@ def test_a_collector_that_is_away_is_told_once_and_gets_what_waited_when_it_come
 def test_what_a_collector_refused_is_counted_and_the_books_balance(place, begin):
     """It goes in the middle of many; what it had not read by then is its own loss."""
     sink = begin(retry=0.05)
-    sink.put(many(1000), ())
+    sink.put(many(1000), {})
     assert len(place.take(200)) >= 200
     place.leave()
     for _ in range(20):
-        sink.put(many(1000), ())
+        sink.put(many(1000), {})
     until(lambda: sink.told, "word of the collector that went")
     place.come_back()
     until(lambda: sink.room == 65536 and len(sink.told) % 2 == 0, "room when all is sent")
@@ -166,12 +166,12 @@ def test_what_a_collector_refused_is_counted_and_the_books_balance(place, begin)
 
 def test_the_end_waits_for_what_is_not_yet_sent(place, begin):
     sink = begin()
-    sink.put(many(2000), ())
+    sink.put(many(2000), {})
     sink.close()
     assert sink.ended and sink.sent == 2000
     assert len(place.take(2000)) == 2000
     assert sink.room == 0
-    sink.put(many(5), ())
+    sink.put(many(5), {})
     assert sink.lost == 5, "what comes after the end"
 
 
@@ -179,6 +179,6 @@ def test_the_end_does_not_wait_for_one_that_is_away(place, begin):
     place.leave()
     sink = begin()
     until(lambda: sink.told, "word of the collector that is away")
-    sink.put(many(300), ())
+    sink.put(many(300), {})
     sink.close()
     assert sink.ended and (sink.sent, sink.lost) == (0, 300)

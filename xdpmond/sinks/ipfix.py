@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -65,7 +65,7 @@ class IpfixSink:
         self._clock = clock
         self._monotonic = monotonic
         self._encoder = Encoder(settings.observation_domain, settings.packet_size)
-        self._waiting: deque[tuple[np.ndarray, Sequence[int]]] = deque()
+        self._waiting: deque[tuple[np.ndarray, Mapping[int, int]]] = deque()
         self._number = 0
         """Records waiting, those that the thread has just taken included."""
         self._changed = threading.Condition()
@@ -87,7 +87,7 @@ class IpfixSink:
     def room(self) -> int:
         return 0 if self._closing else max(0, self._capacity - self._number)
 
-    def put(self, records: np.ndarray, ifindexes: Sequence[int]) -> None:
+    def put(self, records: np.ndarray, ifindexes: Mapping[int, int]) -> None:
         """Take records (flows.ENDED), for which there has to be room. `ifindexes` are the interfaces of their slots."""
         with self._changed:
             if self._closing:
@@ -129,7 +129,7 @@ class IpfixSink:
             self._number = 0
         self._disconnect()
 
-    def _next(self) -> tuple[np.ndarray, Sequence[int]] | None:
+    def _next(self) -> tuple[np.ndarray, Mapping[int, int]] | None:
         """What has waited longest; None: it is the end."""
         while True:
             if self._monotonic() >= self._due:
