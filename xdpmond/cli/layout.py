@@ -16,7 +16,7 @@ from .render import SAMPLE_ROWS, Cell, Column, Style, cell_text, format_row, wri
 GAP = 2
 SHORT_ADDRESS = 21
 """Holds any IPv4 address, with a port or without. Longer ones get a line of their own where room is scarce."""
-MATTERS = 3
+MATTERS = 2
 """Columns up to this rank are worth that line."""
 INDENT = "  "
 

@@ -233,7 +233,7 @@ class Live:
         shown = rows[: self.limit or height]
         if self.names:
             self._resolver.ask(fields.text(row, "source") for row in shown[:height])
-        look = Look(True, self._subject.own, self._answer.moment, self._resolver.name, self._rates)
+        look = Look(True, self._subject.own, self._answer.moment, self._resolver.name, self._rates, live=True)
         columns, cells = table_of(self._subject.shown, shown, self.by, names=self.names, live=not self.totals)
         made = [cells(row, look) for row in shown]
         lead = self._subject.addresses

@@ -48,6 +48,8 @@ def _remarks(context: Context, rows: list[Document], total: Document) -> Iterato
     """What stands below the table."""
     if not rows:
         yield "no port was reached" + (" like that" if wanted(context).keys() - {"limit"} else " yet")
+    elif context.terminal:
+        yield "IPV4, IPV6: distinct sources in the last full window" + ("" if context.arguments.interval else "; NOW: in the running one")
     if total and not _sources(total, "sources") and _sources(total, "running"):
         yield "the first window has not ended yet: what came in it stands under NOW"
     if any(_mark(row) or _mark(fields.value(row, "running") or {}) for row in rows):

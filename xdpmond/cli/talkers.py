@@ -42,6 +42,7 @@ class Look(NamedTuple):
     now: float
     name: Callable[[str], str]
     rates: Callable[[Document], Rates]
+    live: bool = False
 
 
 class Shown(NamedTuple):
@@ -89,7 +90,7 @@ def _rate(key: str, size: bool = False) -> Callable[[Document, Look], Cell]:
         if not look.terminal:
             return f"{value:.3f}".rstrip("0").rstrip(".")
         text = short_bytes(value) if size else short(value)
-        return text if rates.measured else (text, "dim")
+        return (text, "dim") if look.live and not rates.measured else text
 
     return cell
 
