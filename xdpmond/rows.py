@@ -202,31 +202,6 @@ def by_source(rows: np.ndarray) -> np.ndarray:
     return merge(rows.view(ROW).reshape(-1))
 
 
-def by_network(merged: Iterable[np.ndarray], most: int, bits: Mapping[Family, int]) -> np.ndarray:
-    """Sum the rows of each network of so many bits, by protocol and port, with the number of its sources; a family that is not in `bits`
-    stays as it is. Given chunks of merged rows, `most` rows together, of which a copy is made."""
-    masks = {family: _mask(family, length) for family, length in bits.items()}
-    words = words_of(assemble(most, (_masked(rows, masks) for rows in merged)))
-    keys = np.concatenate([NO_KEYS, *(sort_keys(*words[at : at + CHUNK, :3].T) for at in range(0, len(words), CHUNK))])
-    chunks = (_collapse(words.take(order, axis=0), chunk_keys, number=True) for order, chunk_keys in ordered_chunks(keys))
-    return assemble(len(words), chunks)
-
-
-def _mask(family: Family, bits: int) -> np.ndarray:
-    """As the two words of a source."""
-    octets = ((1 << bits) - 1 << family.bits - bits).to_bytes(family.bits // 8, "big")
-    return np.frombuffer(octets.ljust(16, b"\0"), "u8")
-
-
-def _masked(rows: np.ndarray, masks: Mapping[Family, np.ndarray]) -> np.ndarray:
-    words = words_of(rows).copy()
-    for family, mask in masks.items():
-        mine = np.flatnonzero(words[:, 2] >> np.uint64(24) == family)
-        words[mine, 0] &= mask[0]
-        words[mine, 1] &= mask[1]
-    return words.view(ROW).reshape(-1)
-
-
 def slices(rows: np.ndarray) -> Iterator[np.ndarray]:
     return (rows[begin : begin + CHUNK] for begin in range(0, len(rows), CHUNK))
 
@@ -339,23 +314,74 @@ class Survey:
     """Is that every row?"""
 
 
+class _Strongest:
+    """Of rows that come in chunks, the `limit` ones with the most of `by`."""
+
+    def __init__(self, by: str, limit: int):
+        self._by, self._limit = by, limit
+        self._kept, self._used = np.empty(2 * limit, ROW), 0
+
+    def add(self, rows: np.ndarray) -> None:
+        rows = take(rows, _most(rows[self._by], self._limit))
+        if self._used + len(rows) > len(self._kept):
+            words_of(self._kept)[: self._limit] = words_of(self.rows)
+            self._used = self._limit
+        words_of(self._kept)[self._used : self._used + len(rows)] = words_of(rows)
+        self._used += len(rows)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """In the order in which they came."""
+        kept = self._kept[: self._used]
+        return take(kept, _most(kept[self._by], self._limit))
+
+
 def survey(*parts: np.ndarray, by: str = "packets", limit: int = 0, where: Where | None = None) -> Survey:
     """Look at all parts as merged, without making that array: how many sources there are, and the `limit` rows with the most of `by`."""
     unique = {Family.IPV4: 0, Family.IPV6: 0}
-    kept, used, seen = np.empty(2 * limit, ROW), 0, 0
+    kept, seen = _Strongest(by, limit), 0
     for rows in merged_chunks(*parts):
         if where is not None:
             rows = take(rows, np.flatnonzero(where(rows)))
         for family, number in unique_sources(rows).items():
             unique[family] += number
         seen += len(rows)
-        rows = take(rows, _most(rows[by], limit))
-        if used + len(rows) > len(kept):
-            words_of(kept)[:limit] = words_of(take(kept[:used], _most(kept[by][:used], limit)))
-            used = limit
-        words_of(kept)[used : used + len(rows)] = words_of(rows)
-        used += len(rows)
-    return Survey(unique, take(kept[:used], _most(kept[by][:used], limit)), seen <= limit)
+        kept.add(rows)
+    return Survey(unique, kept.rows, seen <= limit)
+
+
+def strongest_networks(*parts: np.ndarray, bits: Mapping[Family, int], by: str, limit: int, where: Where | None = None) -> np.ndarray:
+    """The same of networks of so many bits, each by protocol and port, with the number of its sources; a family that is not in `bits` stays
+    as it is."""
+    masks = {family: _mask(family, length) for family, length in bits.items()}
+    words = [words_of(part) for part in parts if len(part)]
+    keys = [sort_keys(*_masked(of[at : at + CHUNK], masks)[:, :3].T) for of in words for at in range(0, len(of), CHUNK)]
+    kept = _Strongest(by, limit)
+    for order, _ in ordered_chunks(np.concatenate([NO_KEYS, *keys])):  # all of a network is in one
+        rows = _gather(words, order).view(ROW).reshape(-1)
+        if where is not None:
+            rows = take(rows, np.flatnonzero(where(rows)))
+        networks = _masked(words_of(merge(rows)), masks)
+        of_networks = sort_keys(*networks[:, :3].T)
+        order = order_of(of_networks)
+        kept.add(_collapse(networks.take(order, axis=0), of_networks.take(order), number=True))
+    return kept.rows
+
+
+def _mask(family: Family, bits: int) -> np.ndarray:
+    """As the two words of a source."""
+    octets = ((1 << bits) - 1 << family.bits - bits).to_bytes(family.bits // 8, "big")
+    return np.frombuffer(octets.ljust(16, b"\0"), "u8")
+
+
+def _masked(words: np.ndarray, masks: Mapping[Family, np.ndarray]) -> np.ndarray:
+    """Rows with the sources of networks."""
+    words = words.copy()
+    for family, mask in masks.items():
+        mine = np.flatnonzero(words[:, 2] >> np.uint64(24) == family)
+        words[mine, 0] &= mask[0]
+        words[mine, 1] &= mask[1]
+    return words
 
 
 def of_source(rows: np.ndarray, family: Family, packed: bytes) -> np.ndarray:

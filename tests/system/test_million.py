@@ -121,8 +121,10 @@ def test_a_million_talkers(world: World) -> None:
 
         def full() -> bool:
             window = world.lab.status()["window"]
-            if sum(window["unique_sources"].values()) >= MILLION:
+            if sum(window["unique_sources"].values()) >= MILLION and window["number"] not in seen:
                 seen.add(window["number"])
+                for question in (["ports", "--no-local"], ["top", "--prefix-len", "24", "--no-local"]):
+                    assert world.lab.rows(*question)
             return len(seen) >= WINDOWS
 
         with floods(program, world.host.path, interface["ifindex"]), memory_of(daemon.pid) as memory:

@@ -15,7 +15,6 @@ from xdpmond.rows import (
     LOCAL,
     NO_ROWS,
     ROW,
-    by_network,
     by_port,
     by_source,
     count_of,
@@ -23,6 +22,7 @@ from xdpmond.rows import (
     merge,
     of_source,
     strongest,
+    strongest_networks,
     survey,
     take,
     talker,
@@ -210,14 +210,15 @@ def test_the_sums_of_networks(parts, bits):
     sources = defaultdict(set)
     for source, protocol, port, *_ in together:
         sources[network(*source), protocol, port].add(source)
-    merged = merge(*map(array, parts))
-    found = by_network(iter([merged]), len(merged), bits)
+    found = strongest_networks(*map(array, parts), bits=bits, by="packets", limit=1000)
     got = {}
     for row in found:
         family = Family(int(row["family"]))
         source = family, row["source"].tobytes()[: family.bits // 8]
         got[source, int(row["protocol"]), int(row["port"])] = int(row["sources"])
     assert got == {key: len(of) for key, of in sources.items()}
+    few = strongest_networks(*map(array, parts), bits=bits, by="bytes", limit=2, where=lambda rows: rows["protocol"] == 6)
+    assert sorted(few["bytes"].tolist()) == sorted(found["bytes"][found["protocol"] == 6].tolist())[-2:]
     found["sources"] = 0
     assert plain(found) == summed([(network(*row[0]), *row[1:]) for row in together])
 
