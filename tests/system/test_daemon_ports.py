@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import random
+import re
 import socket
 import struct
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from busfixture import NAME, read_line
 from conftest import CONFIG, PERMITTED4, UNLISTED4, UNLISTED6, Start, World
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
@@ -208,6 +210,28 @@ def test_the_ports_of_the_configuration(crowd: World, start: Start) -> None:
     assert {row["source"]: row["sources"] for row in networks} == {"198.51.100.0/24": 5, "2001:db8:c::/64": 3, "10.0.0.0/24": 2}
     reconfigure(crowd, LONG)
     assert ("udp", 5300) in ports(crowd)[0] and ("sctp", 3868) in ports(crowd)[0], "what is counted did not depend on it"
+
+
+def test_a_window_that_closes_is_announced(crowd: World, start: Start) -> None:
+    monitor = crowd.lab.bus.spawn(["stdbuf", "-oL", "gdbus", "monitor", "--system", "--dest", NAME], log="monitor.log")
+    start(CONFIG + 'window = "1s"\n')
+    crowd_sends(crowd)
+    announced: list[dict[str, str]] = []
+    last_window: set[str] = set()
+    while len(announced) < 4:
+        line = read_line(monitor)
+        assert line, "the monitor has ended, or heard nothing"
+        if ".WindowClosed (" in line:
+            announced.append({key: value.split()[-1] for key, value in re.findall(r"'(\w+)': <([^<>{}]+)>", line)})
+        last_window.update(re.findall(r"'LastWindow': <uint64 (\d+)>", line))
+    numbers = [int(of["number"]) for of in announced]
+    assert numbers == list(range(numbers[0], numbers[0] + 4)) and {str(number) for number in numbers[:3]} <= last_window
+    assert {"packets", "bytes", "dropped", "ipv4", "ipv6", "started", "ended"} <= announced[0].keys()
+    history = {row["number"]: row for row in crowd.lab.status()["windows"]}
+    for of in announced:
+        row = history[int(of["number"])]
+        assert int(of["packets"]) == row["packets"] and int(of["ipv4"]) == row["unique_sources"]["ipv4"] and of["exact"] == "true"
+    assert sum(row["packets"] for row in history.values()) > 30, "the crowd came in some of them"
 
 
 def flood(world: World, number: int, port: int) -> None:
