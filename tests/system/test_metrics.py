@@ -40,10 +40,12 @@ list = true
 PORT = 5300
 
 
-def fetch(space: Space, url: str) -> tuple[int, bytes]:
+def fetch(space: Space, url: str, data: bytes | None = None) -> tuple[int, bytes]:
+    """Status and body of what a GET brings, or a POST of the data."""
+
     def ask() -> tuple[int, bytes]:
         try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(url, data, timeout=10) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
