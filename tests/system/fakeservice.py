@@ -140,6 +140,10 @@ class FakeService:
                     local: bool | None = None) -> list[dict[str, Any]]:  # fmt: skip
         return [{"limit": limit, "port": port, "protocol": protocol, "interval": interval, "local": local}]
 
+    async def flows(self, *, by: str = "bytes", limit: int = 20, port: int | None = None, protocol: str | None = None,
+                    address: str | None = None) -> list[dict[str, Any]]:  # fmt: skip
+        return [{"by": by, "limit": limit, "port": port, "protocol": protocol, "address": address}]
+
     async def windows(self, *, limit: int = 60) -> list[dict[str, Any]]:
         return [{"number": number} for number in range(min(limit, 3))]
 

@@ -137,6 +137,8 @@ def test_allow_and_deny_by_busctl_and_gdbus(bus: PrivateBus, daemon: FakeDaemon)
         ("Top", ["{'prefix_length': <uint32 24>}"], "Usage"),
         ("Ports", ["{'by': <'bytes'>}"], "Usage"),
         ("Ports", ["{'local': <'yes'>}"], "Usage"),
+        ("Flows", ["{'interval': <true>}"], "Usage"),
+        ("Flows", ["{'address': <1>}"], "Usage"),
         ("Windows", ["{'port': <uint16 22>}"], "Usage"),
         ("SetMode", ["panic", "{}"], "Usage"),
         ("Explain", ["crash"], "Failed"),
@@ -279,6 +281,9 @@ def test_list_is_a_sealed_file(bus: PrivateBus, daemon: FakeDaemon) -> None:
         ports = {"limit": Variant("u", 3), "local": Variant("b", True), "interval": Variant("b", True), "protocol": Variant("s", "udp")}
         with open(await client.descriptor("Ports", ports), "rb") as file:
             assert json.loads(file.read()) == {"limit": 3, "local": True, "interval": True, "protocol": "udp", "port": None}
+        flows = {"by": Variant("s", "packets"), "address": Variant("s", "192.0.2.1"), "port": Variant("q", 22)}
+        with open(await client.descriptor("Flows", flows), "rb") as file:
+            assert json.loads(file.read()) == {"by": "packets", "limit": 20, "port": 22, "protocol": None, "address": "192.0.2.1"}
         with open(await client.descriptor("Windows", {"limit": Variant("u", 2)}), "rb") as file:
             assert file.read() == b'{"number":0}\n{"number":1}\n'
         descriptor = await client.descriptor("Events", {"limit": Variant("u", 2)})

@@ -59,7 +59,7 @@ def test_actions_are_those_of_the_policy_file() -> None:
 
 def test_changing_is_never_only_reading() -> None:
     reading = {name for name, method in interface.METHODS.items() if method.action == polkit.READ}
-    assert reading == {"Describe", "List", "Explain", "Top", "Ports", "Windows", "Events", "FollowEvents"}
+    assert reading == {"Describe", "List", "Explain", "Top", "Ports", "Flows", "Windows", "Events", "FollowEvents"}
 
 
 def test_manual_page_names_every_member_option_error_and_action() -> None:

@@ -107,6 +107,9 @@ class Service(Protocol):
     async def ports(
         self, *, limit: int = 100, port: int | None = None, protocol: str | None = None, interval: bool = False, local: bool | None = None
     ) -> Iterable[Json]: ...  # fmt: skip
+    async def flows(
+        self, *, by: str = "bytes", limit: int = 20, port: int | None = None, protocol: str | None = None, address: str | None = None
+    ) -> Iterable[Json]: ...  # fmt: skip
     async def windows(self, *, limit: int = 60) -> Iterable[Json]: ...
     async def reload(self, *, caller: Caller) -> Json: ...
     async def recent_events(self, limit: int) -> Iterable[Json]: ...
@@ -170,6 +173,7 @@ class Signal:
 OPTIONS: dict[str, str] = {
     "seconds": "d", "reason": "s", "force": "b", "peers": "as", "interface": "s", "confirm": "d", "by": "s", "limit": "u", "port": "q",
     "protocol": "s", "interval": "b", "local": "b", "prefix_length": "q", "prefix_length6": "q",
+    "address": "s",
 }  # fmt: skip
 """Every option with its one type; another type is refused, since a guess here could ban for 60 ms or for good."""
 
@@ -227,6 +231,9 @@ class Manager:
     async def ports(self, call: Call) -> Result:
         return await sealed_lines("xdpmond-ports", await self.service.ports(**call.options))
 
+    async def flows(self, call: Call) -> Result:
+        return await sealed_lines("xdpmond-flows", await self.service.flows(**call.options))
+
     async def windows(self, call: Call) -> Result:
         return await sealed_lines("xdpmond-windows", await self.service.windows(**call.options))
 
@@ -267,6 +274,7 @@ METHODS: dict[str, Method] = {
         Method("Top", Manager.top, READ, (_OPTIONS_ARG,), _LINES,
                ("by", "limit", "port", "protocol", "interval", "local", "prefix_length", "prefix_length6")),
         Method("Ports", Manager.ports, READ, (_OPTIONS_ARG,), _LINES, ("limit", "port", "protocol", "interval", "local")),
+        Method("Flows", Manager.flows, READ, (_OPTIONS_ARG,), _LINES, ("by", "limit", "port", "protocol", "address")),
         Method("Windows", Manager.windows, READ, (_OPTIONS_ARG,), _LINES, ("limit",)),
         Method("Reload", Manager.reload, RELOAD, (_OPTIONS_ARG,)),
         Method("Events", Manager.events, READ, (_OPTIONS_ARG,), _LINES, ("limit",)),
