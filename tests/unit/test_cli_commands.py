@@ -542,6 +542,20 @@ def test_events_as_lines(fake: FakeDaemon) -> None:
     assert fake.calls == [("events", {"limit": 4})]
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 132, 200])
+def test_events_fit_the_terminal(fake: FakeDaemon, width: int) -> None:
+    many, rule = {"suppressed": 1_234_567}, "2001:db8:1234:5678::/64"
+    short, long = {"src_ip": "2001:db8::9", "dst_ip": "2001:db8::1"}, {"src_ip": f"{LONG}9", "dst_ip": f"{LONG}1"}
+    fake.rows = [event(**ends, **more, rule=rule) for ends in ({}, short, long) for more in ({}, many)]
+    lines = screen(fake, "events", "--no-legend", COLUMNS=str(width))
+    assert max(map(len, lines)) <= max(width, 76), "nothing is longer but an IPv6 address with its port"
+    text = " ".join(" ".join(lines).split())
+    assert text.count(f"[{LONG}9]:40312 > [{LONG}1]:22 tcp") == 2
+    assert text.count("203.0.113.9:40312 > 192.0.2.1:22 tcp") == 2
+    assert text.count("1,234,567 more") == 3
+    assert width < 200 or text.count(f"60 bytes on eth0, rule {rule}, 1,234,567 more like it before") == 3
+
+
 def test_events_as_json_are_one_a_line(fake: FakeDaemon) -> None:
     fake.rows = [event(), {"lost": 7}, event(rule=ESCAPE)]
     done = ctl(fake, "events", "-j")

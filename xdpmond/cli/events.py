@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 
@@ -60,11 +61,11 @@ def _write(context: Context, lines: Iterable[bytes]) -> None:
 def event_line(context: Context, row: Document, clock: str) -> str:
     """One event: `14:02:11 DROP deny  203.0.113.9:40312 > 192.0.2.1:22 tcp 60 bytes on eth0, rule 203.0.113.0/24, 120 more like it before`.
 
-    On a terminal, what matters least is left out of a line that is too long: the interface, the size, the rule.
+    On a terminal, what matters least is left out of a line that is too long: the interface, the size, the rule. Two addresses that do not
+    fit on one line stand on two.
     """
     action, verdict = fields.text(row, "action"), fields.text(row, "verdict")
     vlan = f" vlan {fields.count(row, 'vlan')}" if fields.value(row, "vlan") is not None else ""
-    ends = f"{endpoint(row, 'src_ip', 'src_port')} > {endpoint(row, 'dst_ip', 'dst_port')} {safe(fields.text(row, 'protocol'))}"
     suppressed = fields.count(row, "suppressed")
     tail = {
         "size": f" {fields.count(row, 'packet_size')} bytes",
@@ -72,14 +73,17 @@ def event_line(context: Context, row: Document, clock: str) -> str:
         "rule": f", rule {safe(fields.text(row, 'rule'))}",
         "more": f", {suppressed:,} more like it before" if suppressed else "",
     }
-    length = len(f"{clock} {action:<4} {verdict:<5} {ends}")
+    head = [clock, f"{safe(action):<4}", f"{safe(verdict):<5}"]
+    ends = [endpoint(row, "src_ip", "src_port"), f"> {endpoint(row, 'dst_ip', 'dst_port')} {safe(fields.text(row, 'protocol'))}"]
+    room = context.width if context.terminal else sys.maxsize
+    used = len(" ".join([*head, *ends]))
+    if used > room:
+        ends[1] = "\n" + " " * (len(clock) + 1) + ends[1]
+        used = len(ends[1]) - 1
+    if used + len(tail["more"]) > room:
+        tail["more"] = f", {suppressed:,} more"
     for part in ("where", "size", "rule"):
-        if context.terminal and length + sum(map(len, tail.values())) > context.width:
+        if used + sum(map(len, tail.values())) > room:
             del tail[part]
-    painted = [
-        clock,
-        context.style(f"{safe(action):<4}", ACTION_COLOURS.get(action, "")),
-        context.style(f"{safe(verdict):<5}", VERDICT_COLOURS.get(verdict, "")),
-        ends,
-    ]
-    return " ".join(painted) + "".join(tail.values())
+    head[1:] = context.style(head[1], ACTION_COLOURS.get(action, "")), context.style(head[2], VERDICT_COLOURS.get(verdict, ""))
+    return " ".join([*head, *ends]).replace(" \n", "\n") + "".join(tail.values())

@@ -274,7 +274,7 @@ class Screen:
             if isinstance(of_logs, dict):
                 of_all = sum(fields.number(of_logs, path) for path in of_logs)
                 lost += _counted({name: of_all}, **{name: f"for log files ({why})"})
-        lost += _counted(losses, followers="for followers")
+        lost += _counted(losses, followers="for followers", influxdb="points for InfluxDB")
         if lost:
             lines += self._line("lost", lost, "bold", "red")
         packets = {name: fields.number(books, name, "packets") for name in ("evicted", "untracked")}
