@@ -168,6 +168,7 @@ def test_standard_errors_and_interfaces(bus: PrivateBus, daemon: FakeDaemon) -> 
         everything = (await client.ask("GetAll", "s", [MANAGER], interface=properties)).body[0]
         assert {name: value.signature for name, value in everything.items()} == {
             "Version": "s", "Mode": "s", "FileMode": "s", "Default": "s", "Interfaces": "as", "StartedTimestamp": "t", "EntryCount": "u",
+            "Window": "d", "LastWindow": "t", "Flows": "b",
         }  # fmt: skip
         assert everything["Interfaces"].value == ["eth0"]
 
