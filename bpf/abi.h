@@ -234,6 +234,27 @@ struct xm_set {
 	struct xm_talker way[XM_WAYS];
 };
 
+/*
+ * One source on one destination port, told by the whole 5-tuple: an entry of the same table where flows are on. `tcp_flags` are all that were
+ * seen in a window, with the same indexes; `outcome` and `slot` are those of the last packet. Of ICMP and ICMPv6 `destination_port` is the
+ * type + 1 and `source_port` the code.
+ */
+struct xm_flow {
+	struct xm_talker talker;
+	u8 destination[16];
+	u16 source_port;
+	u16 destination_port; /* as it was sent; that of the talker may be folded */
+	u8 tcp_flags[2];
+	u8 outcome;           /* enum xm_outcome */
+	u8 slot;
+	u64 ip_bytes[2];      /* of the IP packets, without what is around them */
+	u8 pad[24];
+};
+
+struct xm_flow_set {
+	struct xm_flow way[XM_WAYS];
+};
+
 /* Key of the map `locals`, a hash of this host's own addresses, with those that broadcast to it. */
 struct xm_address {
 	u8 address[16];
@@ -306,6 +327,8 @@ _Static_assert(sizeof(struct xm_sketch) == XM_SKETCH_REGISTERS, "xm_sketch");
 _Static_assert(XM_SKETCH_PAIRS < 256, "the number of a pair is one byte");
 _Static_assert(sizeof(struct xm_talker) == 64, "xm_talker fills a cache line");
 _Static_assert(sizeof(struct xm_set) == 256, "xm_set");
+_Static_assert(sizeof(struct xm_flow) == 128, "xm_flow fills two cache lines");
+_Static_assert(sizeof(struct xm_flow_set) == 512, "xm_flow_set");
 _Static_assert(sizeof(struct xm_address) == 20, "xm_address");
 _Static_assert(sizeof(struct xm_tallies) == 232, "xm_tallies");
 _Static_assert(sizeof(struct xm_budget) == 16, "xm_budget");

@@ -46,6 +46,8 @@ struct xm_packet {
 	u64 source[2]; /* network byte order; IPv4 in the first 4 bytes */
 	u64 destination[2];
 	u32 left;      /* bytes of the IP packet from the cursor on, by the header's own word */
+	u32 link;      /* bytes before the IP header, and of the whole IP packet by its own word, 0 if it does not say: where flows are on */
+	u32 ip_size;
 	u16 source_port;
 	u16 destination_port;
 	u16 vlan;
@@ -134,6 +136,9 @@ static __always_inline int xm_parse_ipv4(struct xm_cursor *c, struct xm_packet *
 		return -1;
 	}
 	p->left = total ? total - header : XM_LEFT_UNKNOWN;
+#ifdef XM_FLOWS
+	p->ip_size = total;
+#endif
 	u16 fragment = bpf_ntohs(ip->frag_off);
 	p->fragment = (fragment & 0x3fff) != 0; /* more fragments, or an offset */
 	p->later = (fragment & 0x1fff) != 0;
@@ -219,6 +224,9 @@ static __always_inline int xm_parse_ipv6(struct xm_cursor *c, struct xm_packet *
 	__builtin_memcpy(p->destination, &ip->daddr, 16);
 	u32 payload = bpf_ntohs(ip->payload_len);
 	p->left = payload ? payload : XM_LEFT_UNKNOWN;
+#ifdef XM_FLOWS
+	p->ip_size = payload ? payload + sizeof(*ip) : 0;
+#endif
 	c->at = ip + 1;
 	return xm_parse_extensions(c, p, ip->nexthdr);
 }

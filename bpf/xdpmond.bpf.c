@@ -2,7 +2,7 @@
 /*
  * The way of a packet: parse, look up the policy, account, perhaps sample an event, pass or drop.
  *
- * Compiled by BCC at start; XM_EVENTS, XM_LOCAL and XM_FRAGS are defined if wanted and possible. The maps get their sizes from the daemon, which makes
+ * Compiled by BCC at start; XM_EVENTS, XM_FLOWS, XM_LOCAL and XM_FRAGS are defined if wanted and possible. The maps get their sizes from the daemon, which makes
  * them (kernel/tables.py): the numbers of elements here are those of the compiler's own throw-away maps. What is counted is counted here, for
  * every packet; an event is a sample.
  */
@@ -13,7 +13,11 @@
 BPF_F_TABLE("array", u32, struct xm_control, control, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct xm_ledger, ledger, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct xm_rule_count, rules, 1, BPF_F_MMAPABLE);
+#ifdef XM_FLOWS
+BPF_F_TABLE("array", u32, struct xm_flow_set, talkers, 1, BPF_F_MMAPABLE);
+#else
 BPF_F_TABLE("array", u32, struct xm_set, talkers, 1, BPF_F_MMAPABLE);
+#endif
 BPF_F_TABLE("array", u32, u64, ports, 65536 / 8, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct xm_sketch, sketches, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u64, sketched, XM_SKETCHED, BPF_F_MMAPABLE);
@@ -54,6 +58,11 @@ static __always_inline u64 hash_talker(const struct xm_control *ctl, const struc
 	return mix(hash, tail, ctl->seed[3]);
 }
 
+static __always_inline u64 hash_flow(const struct xm_control *ctl, const struct xm_packet *p, u64 talker, u32 ports)
+{
+	return mix(mix(mix(talker, p->destination[0], ctl->seed[1]), p->destination[1], ctl->seed[2]), ports, ctl->seed[3]);
+}
+
 static __always_inline u8 port_flags(u16 port)
 {
 	u32 cell = port >> 3;
@@ -81,18 +90,90 @@ static __always_inline bool keeps_closed(const struct xm_talker *t, u32 window)
 	return (t->window == window && t->packets[1]) || (t->window == window - 1 && t->packets[0]);
 }
 
-static __always_inline void roll(struct xm_talker *t, u32 window)
+/*
+ * The table has entries of one of two kinds, for talkers or for flows, which begin with their talker. What only flows have is behind it: these
+ * functions do nothing where flows are off.
+ */
+#ifdef XM_FLOWS
+#define xm_entry xm_flow
+#define xm_entry_set xm_flow_set
+#define xm_talker_of(entry) (&(entry)->talker)
+#else
+#define xm_entry xm_talker
+#define xm_entry_set xm_set
+#define xm_talker_of(entry) (entry)
+#endif
+
+/* What is known of a packet beside its talker. */
+struct xm_more {
+	u32 ports; /* the source's, and above it the destination's */
+	u32 ip_size;
+	u8 outcome;
+	u8 slot;
+};
+
+static __always_inline bool flow_is(const struct xm_entry *entry, const struct xm_packet *p, const struct xm_more *more)
 {
+#ifdef XM_FLOWS
+	const u64 *key = (const u64 *)entry->destination;
+	return key[0] == p->destination[0] && key[1] == p->destination[1] && (u32)key[2] == more->ports;
+#else
+	return true;
+#endif
+}
+
+/* Before the window's number is stored, and after. */
+static __always_inline void flow_move(struct xm_entry *entry, bool keep)
+{
+#ifdef XM_FLOWS
+	entry->ip_bytes[1] = keep ? entry->ip_bytes[0] : 0;
+	entry->tcp_flags[1] = keep ? entry->tcp_flags[0] : 0;
+#endif
+}
+
+static __always_inline void flow_zero(struct xm_entry *entry)
+{
+#ifdef XM_FLOWS
+	entry->ip_bytes[0] = 0;
+	entry->tcp_flags[0] = 0;
+#endif
+}
+
+static __always_inline void flow_name(struct xm_entry *entry, const struct xm_packet *p, const struct xm_more *more)
+{
+#ifdef XM_FLOWS
+	u64 *key = (u64 *)entry->destination;
+	key[0] = p->destination[0];
+	key[1] = p->destination[1];
+	*(u32 *)&entry->source_port = more->ports;
+#endif
+}
+
+static __always_inline void flow_count(struct xm_entry *entry, const struct xm_packet *p, const struct xm_more *more)
+{
+#ifdef XM_FLOWS
+	entry->ip_bytes[0] += more->ip_size;
+	entry->tcp_flags[0] |= p->tcp_flags;
+	entry->outcome = more->outcome;
+	entry->slot = more->slot;
+#endif
+}
+
+static __always_inline void roll(struct xm_entry *entry, u32 window)
+{
+	struct xm_talker *t = xm_talker_of(entry);
 	bool just_before = t->window == window - 1;
 	t->packets[1] = just_before ? t->packets[0] : 0;
 	t->bytes[1] = just_before ? t->bytes[0] : 0;
 	t->syns[1] = just_before ? t->syns[0] : 0;
+	flow_move(entry, just_before);
 	barrier(); /* a reader that sees the new number must see the moved counts: see kernel/talkers.py */
 	t->window = window;
 	barrier();
 	t->packets[0] = 0;
 	t->bytes[0] = 0;
 	t->syns[0] = 0;
+	flow_zero(entry);
 }
 
 /* Enter a rank in the register of a cell. Shared by all CPUs, without a lock: of two that raise one register at once the larger rank may be
@@ -135,7 +216,7 @@ static __always_inline void sketch_source(const struct xm_control *ctl, const st
 static __always_inline void touch_talker(const struct xm_control *ctl, u64 hash)
 {
 	u32 index = bpf_get_smp_processor_id() * (ctl->talker_mask + 1) + ((u32)(hash ^ hash >> 48) & ctl->talker_mask);
-	struct xm_set *set = talkers.lookup(&index);
+	struct xm_entry_set *set = talkers.lookup(&index);
 	if (set)
 		xm_touch(set);
 }
@@ -147,10 +228,10 @@ enum xm_seen {
 	XM_SEEN_NOW,
 };
 
-/* Counts the packet in this CPU's slice of the talker table; `hash` is that of the talker. A talker is in one of two sets, so that a table
-   which is half full turns hardly anybody away. */
+/* Counts the packet in this CPU's slice of the table; `hash` is that of the talker or flow. It is in one of two sets, so that a table which is
+   half full turns hardly anybody away. */
 static __always_inline enum xm_seen account_talker(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies, u32 tail,
-					   u64 hash, u32 size, u32 now)
+						   u64 hash, const struct xm_more *more, u32 size, u32 now)
 {
 	u32 mask = ctl->talker_mask;
 	u32 slice = bpf_get_smp_processor_id() * (mask + 1);
@@ -158,23 +239,24 @@ static __always_inline enum xm_seen account_talker(const struct xm_control *ctl,
 	bool reading = *(volatile u32 *)&ctl->read_window != window - 1;
 	bool syn = (p->tcp_flags & (XM_TCP_SYN | XM_TCP_ACK)) == XM_TCP_SYN;
 
-	struct xm_talker *victim = 0;
+	struct xm_entry *old = 0;
 	u32 victim_age = 0;
 #pragma unroll
 	for (int choice = 0; choice < 2; choice++) {
 		u32 index = slice + ((u32)(choice ? hash >> 42 : hash ^ hash >> 48) & mask);
-		struct xm_set *set = talkers.lookup(&index);
+		struct xm_entry_set *set = talkers.lookup(&index);
 		if (!set)
 			break;
 #pragma unroll
 		for (int way = 0; way < XM_WAYS; way++) {
-			struct xm_talker *t = &set->way[way];
+			struct xm_entry *entry = &set->way[way];
+			struct xm_talker *t = xm_talker_of(entry);
 			u64 *key = (u64 *)t;
 			/* port, protocol and family are the low half of the third word, the window is the high half */
-			if (key[0] == p->source[0] && key[1] == p->source[1] && (u32)key[2] == tail) {
+			if (key[0] == p->source[0] && key[1] == p->source[1] && (u32)key[2] == tail && flow_is(entry, p, more)) {
 				enum xm_seen seen = XM_SEEN_NOW;
 				if (t->window != window) {
-					roll(t, window);
+					roll(entry, window);
 					seen = XM_SEEN_BEFORE;
 				}
 				if (t->packets[0] == 0xffffffff) {
@@ -185,20 +267,22 @@ static __always_inline enum xm_seen account_talker(const struct xm_control *ctl,
 				t->bytes[0] += size;
 				t->syns[0] += syn;
 				t->last_seen = now;
+				flow_count(entry, p, more);
 				return seen;
 			}
 			/* One that was silent for a whole window goes like one that is free. */
 			u32 age = t->family && window - t->window <= 1 ? now - t->last_seen + 1 : 0xffffffff;
 			if (age > victim_age && !(reading && keeps_closed(t, window))) {
-				victim = t;
+				old = entry;
 				victim_age = age;
 			}
 		}
 	}
-	if (!victim) {
+	if (!old) {
 		add(&tallies->untracked, size);
 		return XM_SEEN_NEVER;
 	}
+	struct xm_talker *victim = xm_talker_of(old);
 	if (victim->family && victim->window == window) {
 		tallies->evicted.packets += victim->packets[0];
 		tallies->evicted.bytes += victim->bytes[0];
@@ -208,7 +292,9 @@ static __always_inline enum xm_seen account_talker(const struct xm_control *ctl,
 	victim->packets[1] = 0;
 	victim->bytes[1] = 0;
 	victim->syns[1] = 0;
+	flow_move(old, false);
 	barrier();
+	flow_name(old, p, more);
 	key[0] = p->source[0];
 	key[1] = p->source[1];
 	key[2] = tail | (u64)window << 32;
@@ -218,6 +304,8 @@ static __always_inline enum xm_seen account_talker(const struct xm_control *ctl,
 	victim->syns[0] = syn;
 	victim->first_seen = now;
 	victim->last_seen = now;
+	flow_zero(old);
+	flow_count(old, p, more);
 	return XM_SEEN_NEVER;
 }
 
@@ -370,6 +458,7 @@ static __always_inline int handle(struct xdp_md *ctx, bool ethernet)
 #else
 	u32 size = c.end - c.at;
 #endif
+	void *begin = c.at;
 	int type = -1;
 	if (ethernet) {
 		type = xm_parse_link(&c, p);
@@ -380,6 +469,9 @@ static __always_inline int handle(struct xdp_md *ctx, bool ethernet)
 		else
 			type = *version >> 4 == 4 ? ETH_P_IP : *version >> 4 == 6 ? ETH_P_IPV6 : 0;
 	}
+#ifdef XM_FLOWS
+	p->link = c.at - begin;
+#endif
 	xm_parse_network(&c, p, type);
 
 	u8 outcome = XM_NO_SOURCE;
@@ -390,15 +482,24 @@ static __always_inline int handle(struct xdp_md *ctx, bool ethernet)
 			return XDP_PASS;
 		u32 tail = talker_port(ctl, p) | (u32)p->protocol << 16 | (u32)p->family << 24;
 		u64 hash = hash_talker(ctl, p, tail);
-		touch_talker(ctl, hash);
+		struct xm_more more = {};
+		u64 entry_hash = hash;
+#ifdef XM_FLOWS
+		more.ports = p->source_port | p->icmp_code | (u32)(p->destination_port | p->icmp) << 16;
+		more.ip_size = p->ip_size && p->ip_size < size - p->link ? p->ip_size : size - p->link;
+		more.slot = number;
+		entry_hash = hash_flow(ctl, p, hash, more.ports);
+#endif
+		touch_talker(ctl, entry_hash);
 		u32 code = p->family == XM_FAMILY_IPV4 ? xm_verdict4(ctl, held, bpf_ntohl((u32)p->source[0]))
 						       : xm_verdict6(ctl, held, bpf_ntohll(p->source[0]), bpf_ntohll(p->source[1]));
 		outcome = decide(p, code, held->default_verdict, enforce);
+		more.outcome = outcome;
 		u64 now = bpf_ktime_get_coarse_ns();
 		add(&tally->sourced, size);
 		enum xm_seen seen = XM_SEEN_NEVER;
 		if (to_this_host(p)) {
-			seen = account_talker(ctl, p, tally, tail, hash, size, now >> XM_SEEN_SHIFT);
+			seen = account_talker(ctl, p, tally, tail, entry_hash, &more, size, now >> XM_SEEN_SHIFT);
 			if (seen != XM_SEEN_NOW)
 				sketch_source(ctl, p, tail);
 		} else {

@@ -10,7 +10,7 @@ rest, then compared with their neighbours in full.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -51,14 +51,14 @@ def take_flows(flows: np.ndarray, at: np.ndarray) -> np.ndarray:
     return flow_words(flows).take(at, axis=0).view(FLOW).reshape(-1)
 
 
-def flow_keys(words: np.ndarray) -> np.ndarray:
+def flow_keys(low: np.ndarray, high: np.ndarray, to_low: np.ndarray, to_high: np.ndarray, place: np.ndarray) -> np.ndarray:
     """Keys of flows, from the first five words of their rows: by source in the upper 40 bits, then by a hash of all else."""
-    place = words[:, _PLACE] & _TUPLE
-    hashed = (words[:, 2] ^ place) * _FACTORS[0]
+    place = place & _TUPLE
+    hashed = (to_low ^ place) * _FACTORS[0]
     hashed ^= hashed >> np.uint64(32)
-    hashed += words[:, 3]
+    hashed += to_high
     hashed *= _FACTORS[1]
-    return sort_keys(words[:, 0], words[:, 1], place >> np.uint64(40) << np.uint64(24) | hashed >> np.uint64(40))
+    return sort_keys(low, high, place >> np.uint64(40) << np.uint64(24) | hashed >> np.uint64(40))
 
 
 def collapse_flows(flows: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -102,22 +102,23 @@ def merge_flows(*parts: np.ndarray) -> np.ndarray:
     words = [flow_words(part) for part in parts if len(part)]
     if not words:
         return NO_FLOWS.copy()
-    keys = np.concatenate([NO_KEYS, *(flow_keys(of[at : at + CHUNK, :5]) for of in words for at in range(0, len(of), CHUNK))])
+    keys = np.concatenate([NO_KEYS, *(flow_keys(*of[at : at + CHUNK, :5].T) for of in words for at in range(0, len(of), CHUNK))])
+    return assemble_flows(len(keys), (collapse_flows(_gather(words, order), of) for order, of in flow_chunks(keys)))
+
+
+def flow_chunks(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indexes in the order of the keys, with these, in chunks of about CHUNK that no flow straddles. A single source may have a million
+    flows."""
     order = order_of(keys)
     keys = keys.take(order)
-    return assemble_flows(len(keys), (collapse_flows(_gather(words, order[of]), keys[of]) for of in flow_chunks(keys)))
-
-
-def flow_chunks(keys: np.ndarray) -> Iterator[slice]:
-    """Of sorted keys, in chunks of about CHUNK that no flow straddles. A single source may have a million flows."""
     begin = 0
     while begin < len(keys):
         end = int(np.searchsorted(keys, keys[min(begin + CHUNK, len(keys)) - 1], side="right"))
-        yield slice(begin, end)
+        yield order[begin:end], keys[begin:end]
         begin = end
 
 
-def assemble_flows(most: int, chunks: Iterator[np.ndarray]) -> np.ndarray:
+def assemble_flows(most: int, chunks: Iterable[np.ndarray]) -> np.ndarray:
     """`rows.assemble` for flows."""
     words, length = np.empty((most, FLOW_WORDS), "u8"), 0
     for chunk in chunks:

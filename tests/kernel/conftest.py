@@ -29,10 +29,16 @@ def _harnesses() -> Iterator[dict[str, Harness]]:
         harness.close()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A module says by BOTH_KINDS that its tests hold for a table of talkers and for one of flows."""
+    if "loaded" in metafunc.fixturenames and getattr(metafunc.module, "BOTH_KINDS", False):
+        metafunc.parametrize("loaded", [{"flows": False}, {"flows": True}], indirect=True, ids=["talkers", "flows"], scope="module")
+
+
 @pytest.fixture(scope="module")
 def loaded(request: pytest.FixtureRequest, _harnesses: dict[str, Harness]) -> Iterator[Harness]:
     """Loaded through the daemon's own loader, once for all modules with the same tables."""
-    tables = getattr(request.module, "TABLES", {})
+    tables = {**getattr(request.module, "TABLES", {}), **getattr(request, "param", {})}
     with pinned(_CPUS[0]):
         if repr(tables) not in _harnesses:
             _harnesses[repr(tables)] = Harness(small_build(**tables))

@@ -75,7 +75,7 @@ class Harness:
         self.counters = Counters(maps, cpus=build.cpus)
         self.rules = self.new_rules()
         self.prefixes: dict[Prefix, Verdict] = {}
-        self.talkers = TalkerTable(maps["talkers"], cpus=build.cpus, sets=build.sets)
+        self.talkers = TalkerTable(maps["talkers"], cpus=build.cpus, sets=build.sets, flows=build.flows)
         self.sketches = SketchTable(maps, self.control.window, reading=self.control.reading)
         self.ring = EventRing(maps["events"]) if build.ring_bytes else None
         self.control.set_ephemeral(32768, 60999)
@@ -157,9 +157,11 @@ class Harness:
         return self.talkers.read_running(self.control.window)
 
     def talker_memory(self) -> np.ndarray:
-        """The talker table, to write to."""
-        memory = map_memory(self.loaded.maps["talkers"], self.build.cpus * self.build.sets * abi.SET.itemsize, write=True)
-        return np.frombuffer(memory, abi.TALKER, self.talkers.capacity)
+        """The talkers in the table, to write to: those of flows if it is one of flows."""
+        entry = abi.FLOW if self.build.flows else abi.TALKER
+        memory = map_memory(self.loaded.maps["talkers"], self.talkers.capacity * entry.itemsize, write=True)
+        entries = np.frombuffer(memory, entry, self.talkers.capacity)
+        return entries["talker"] if self.build.flows else entries
 
     def close_window(self) -> np.ndarray:
         """End a window as the daemon does; its rows."""

@@ -11,6 +11,8 @@ from xdpmond.kernel.tables import ARRAY, MMAPABLE, PERCPU_ARRAY, RINGBUF, Table,
 
 from .harness import Harness
 
+BOTH_KINDS = True
+
 
 def test_every_map_of_ours_costs_what_was_computed(datapath: Harness) -> None:
     maps = datapath.loaded.maps

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from xdpmond import rows
+from xdpmond import flowrows, rows
 from xdpmond.kernel import abi
 from xdpmond.kernel.talkers import TalkerTable
 
@@ -69,8 +69,9 @@ class Scripted(TalkerTable):
     """A table whose every look shows the next of the prepared ones; which talker it is does not change."""
 
     def __init__(self, looks: list[np.ndarray]):
+        self.flows = looks[0].dtype == abi.FLOW
         self._slice = self.capacity = len(looks[0])
-        self._looks = [look.view("u8").reshape(-1, 8) for look in looks]
+        self._looks = [look.view("u8").reshape(len(look), -1) for look in looks]
         self._copies = self._looks[2:]
 
     def _chunks(self) -> Iterator[slice]:
@@ -84,21 +85,30 @@ class Scripted(TalkerTable):
         return self._copies.pop(0)[at]
 
 
+@pytest.mark.parametrize("kind", [abi.TALKER, abi.FLOW], ids=["talkers", "flows"])
 @pytest.mark.parametrize("name", HISTORIES)
-def test_a_closed_window_is_read_exactly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_window_is_read_exactly(name: str, kind: np.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     states, expected = HISTORIES[name]
     schedules = list(interleavings(len(states)))
-    monkeypatch.setattr(rows, "CHUNK", len(schedules))  # so that each copy is one of the whole
-    looks = [np.zeros(len(schedules), abi.TALKER) for _ in range(5)]
+    for module in (rows, flowrows):
+        monkeypatch.setattr(module, "CHUNK", len(schedules))  # so that each copy is one of the whole
+    looks = [np.zeros(len(schedules), kind) for _ in range(5)]
     for look, moments in zip(looks, np.array(schedules).transpose(1, 2, 0), strict=True):
         window, packets0, packets1 = (np.array([state[field] for state in states])[at] for field, at in enumerate(moments))
-        look["window"], look["packets"][:, 0], look["packets"][:, 1] = window, packets0, packets1
-        look["family"] = abi.FAMILY_IPV4
+        talker = look["talker"] if kind == abi.FLOW else look
+        talker["window"], talker["packets"][:, 0], talker["packets"][:, 1] = window, packets0, packets1
+        talker["family"] = abi.FAMILY_IPV4
         # So that each row says of which interleaving it is.
-        look["source"][:, :4] = np.arange(len(schedules), dtype="u4").view("u1").reshape(-1, 4)
-        look["port"] = 443
-    read = Scripted(looks).read_closed(CLOSED)
+        talker["source"][:, :4] = np.arange(len(schedules), dtype="u4").view("u1").reshape(-1, 4)
+        talker["port"] = 443
+        if kind == abi.FLOW:  # what else is counted there, and moved in the same steps
+            look["ip_bytes"][:, 0], look["ip_bytes"][:, 1] = 40 * packets0, 40 * packets1
+            look["tcp_flags"][:, 0], look["tcp_flags"][:, 1] = packets0, packets1
+    table = Scripted(looks)
+    read = table.read_closed_flows(CLOSED) if kind == abi.FLOW else table.read_closed(CLOSED)
     found = np.zeros(len(schedules), "u8")
     np.add.at(found, np.ascontiguousarray(read["source"][:, :4]).view("u4").ravel(), read["packets"])
     wrong = np.nonzero(found != expected)[0]
     assert not len(wrong), f"{len(wrong)} of {len(schedules)} interleavings, such as {schedules[wrong[0]]}: {found[wrong[0]]} packets"
+    if kind == abi.FLOW:
+        assert (read["ip_bytes"] == 40 * read["packets"]).all() and (read["tcp_flags"] == read["packets"]).all()

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from xdpmond.config import Config, Events, Tables
+from xdpmond.config import Config, Destination, Events, Flows, Tables
 from xdpmond.errors import KernelError
 from xdpmond.kernel import libbpf, loader
 from xdpmond.kernel.datapath import NOTHING_KEPT, Datapath, Kept
 from xdpmond.kernel.links import LinkWatch
 from xdpmond.kernel.tables import POLICY_MAPS
-from xdpmond.model import AttachMode, Count, Mode, Prefix, Verdict
+from xdpmond.model import AttachMode, Count, Family, Mode, Prefix, Verdict
 
 from .harness import LOOPBACK
 from .namespaces import Namespace, ip
@@ -185,15 +185,67 @@ def test_a_move_under_way_of_packets(start: Callable[..., Datapath], namespace: 
     namespace.call(steps)
 
 
-def test_what_an_old_table_held_unread_is_entered_when_its_size_changes(start: Callable[..., Datapath]) -> None:
-    before = start()
+LARGER = dataclasses.replace(SMALL, tables=dataclasses.replace(SMALL.tables, talkers=2048))
+WITH_FLOWS = dataclasses.replace(SMALL, flows=Flows(enable=True))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(SMALL, LARGER), (SMALL, WITH_FLOWS), (WITH_FLOWS, SMALL)], ids=["larger", "flows", "no flows"]
+)
+def test_what_an_old_table_held_unread_is_entered_when_it_is_another_one(
+    start: Callable[..., Datapath], first: Config, second: Config
+) -> None:
+    before = start(first)
     send(before, FRAME, 10)
     before.close_window()
     send(before, FRAME, 7)
-    after = start(dataclasses.replace(SMALL, tables=dataclasses.replace(SMALL.tables, talkers=2048)), again=True)
+    after = start(second, again=True)
+    assert after.lost_rows
     after.adopt_links((), {}, {})
     assert after.control.tracked == Count(17, 17 * len(FRAME))
     assert len(after.read_running()) == 0
+    after.control.take_slot(LOOPBACK, enforce=True)
+    send(after, FRAME, 3)
+    closed = after.close_window()
+    assert closed.rows["packets"].tolist() == [3]
+    assert (closed.flows is None) if not second.flows.enable else closed.flows["packets"].tolist() == [3]
+    assert after.control.tracked == Count(20, 20 * len(FRAME))
+
+
+def test_flows_go_on_over_a_restart(start: Callable[..., Datapath]) -> None:
+    before = start(WITH_FLOWS)
+    send(before, FRAME, 5)
+    after = start(WITH_FLOWS, again=True)
+    assert not after.lost_rows
+    send(after, FRAME, 2)
+    assert after.read_running_flows()["packets"].tolist() == [7]
+    assert after.read_running_sketches().unique(Family.IPV4) == 1
+
+
+def test_sketches_of_a_window_that_waits_are_not_lost(start: Callable[..., Datapath]) -> None:
+    before = start()
+    send(before, FRAME)
+    before.control.close_window()  # and the process dies
+    for frame in (FRAME, STRANGER):
+        send(before, frame)
+    after = start(again=True)
+    assert [after.close_window().sketches.unique(Family.IPV4) for _ in range(3)] == [1, 2, 0]
+
+
+def test_packets_to_others_over_a_restart(start: Callable[..., Datapath]) -> None:
+    """The addresses are kept as well, so that no packet finds none; and a start that wants them for the first time has none yet."""
+    local = dataclasses.replace(SMALL, destination=Destination.LOCAL)
+    before = start(local)
+    before.set_addresses([(Family.IPV4, bytes([192, 0, 2, 1]))])
+    send(before, FRAME)
+    after = start(local, again=True)
+    send(after, FRAME)
+    assert (after.read_running()["packets"].tolist(), after.tallies().elsewhere) == ([2], Count())
+    any_ = start(again=True)
+    assert not any_.needs_addresses
+    again = start(local, again=True)
+    send(again, FRAME)
+    assert again.tallies().elsewhere == Count(1, len(FRAME))
 
 
 def test_a_window_that_was_not_read_before_a_crash_is_read_once(start: Callable[..., Datapath]) -> None:

@@ -17,6 +17,7 @@ from .harness import ROUNDS, Guns, Harness, by_key
 from .packets import random_sources, tcp
 
 TABLES = {"sets": 4}
+BOTH_KINDS = True
 
 CAPACITY = TABLES["sets"] * abi.WAYS
 """Entries of one CPU's slice."""

@@ -22,6 +22,7 @@ from .harness import ROUNDS, Guns, Harness, by_key
 from .packets import MAC, random_sources, tcp
 
 TABLES = {"sets": 2048}
+BOTH_KINDS = True
 
 EPHEMERAL = (32768, 60999)
 

@@ -116,6 +116,13 @@ TALKER = np.dtype(
     ]
 )  # fmt: skip
 SET = np.dtype([("way", TALKER, WAYS)])
+FLOW = np.dtype(
+    [
+        ("talker", TALKER), ("destination", "u1", 16), ("source_port", "u2"), ("destination_port", "u2"), ("tcp_flags", "u1", 2),
+        ("outcome", "u1"), ("slot", "u1"), ("ip_bytes", "u8", 2), ("pad", "u1", 24),
+    ]
+)  # fmt: skip
+FLOW_SET = np.dtype([("way", FLOW, WAYS)])
 ADDRESS = np.dtype([("address", "u1", 16), ("family", "u4")])
 TALLIES = np.dtype(
     [
@@ -136,6 +143,6 @@ EVENT = np.dtype(
 STRUCTS = {
     "xm_count": COUNT, "xm_slot": SLOT, "xm_control": CONTROL, "xm_ledger_half": LEDGER_HALF, "xm_ledger": LEDGER, "xm_step": STEP,
     "xm_policy": POLICY, "xm_line": LINE, "xm_bucket4": BUCKET4_TYPE, "xm_node": NODE, "xm_bucket6": BUCKET6_TYPE,
-    "xm_rule_count": RULE_COUNT, "xm_sketch": SKETCH, "xm_talker": TALKER, "xm_set": SET, "xm_address": ADDRESS, "xm_tallies": TALLIES,
-    "xm_budget": BUDGET, "xm_sampler": SAMPLER, "xm_event": EVENT,
+    "xm_rule_count": RULE_COUNT, "xm_sketch": SKETCH, "xm_talker": TALKER, "xm_set": SET, "xm_flow": FLOW, "xm_flow_set": FLOW_SET,
+    "xm_address": ADDRESS, "xm_tallies": TALLIES, "xm_budget": BUDGET, "xm_sampler": SAMPLER, "xm_event": EVENT,
 }  # fmt: skip

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..config import Config
 from ..errors import KernelError
+from ..flowrows import talkers_of
 from ..model import AttachMode, Count, Mode, Prefix, Total, Verdict
 from ..rows import count_of
 from ..sketches import Sketches
@@ -109,7 +110,7 @@ class Datapath:
         size = loader.kept_policy_size(loaded.maps) or SMALLEST_POLICY
         open_policy = PolicyTable if "policy" in loaded.reused else PolicyTable.new
         self.rules = open_policy(loaded.maps, size, self.control, wait_for_packets_under_way)
-        self.talkers = TalkerTable(loaded.maps["talkers"], cpus=build.cpus, sets=build.sets)
+        self.talkers = TalkerTable(loaded.maps["talkers"], cpus=build.cpus, sets=build.sets, flows=build.flows)
         self.sketches = SketchTable(loaded.maps, self.control.window, reading=self.control.reading)
         self._locals = LocalAddresses(loaded.maps["locals"]) if build.local else None
         self.ring = EventRing(loaded.maps["events"]) if build.ring_bytes else None
@@ -328,16 +329,21 @@ class Datapath:
         """End the running window, unless one is waiting to be read since a crash; read the closed one and enter it in the ledger."""
         closed = self.control.window - 1 if self.control.reading else self.control.close_window()
         wait_for_packets_under_way()
-        rows = self.talkers.read_closed(closed)
+        flows = self.talkers.read_closed_flows(closed) if self.talkers.flows else None
+        rows = talkers_of(flows) if flows is not None else self.talkers.read_closed(closed)
         sketches = self.sketches.read(closed)
         count = count_of(rows)
         self.control.window_read(closed, count.packets, count.bytes)
         self.sketches.clear(closed)
-        return Closed(rows, None, sketches)
+        return Closed(rows, flows, sketches)
 
     def read_running(self) -> np.ndarray:
         """The talkers of the running window so far, one row for each source, protocol and port."""
         return self.talkers.read_running(self.control.window)
+
+    def read_running_flows(self) -> np.ndarray:
+        """The flows of the running window so far, one row for each 5-tuple. Only if flows are on."""
+        return self.talkers.read_running_flows(self.control.window)
 
     def read_running_sketches(self) -> Sketches:
         """How many sources there were in the running window so far, about."""
@@ -370,11 +376,12 @@ class Datapath:
 
 
 class _Retired:
-    """A talker table that was replaced by one of another size, with counts that nobody has read."""
+    """A talker table that was replaced by one of another size or kind, with counts that nobody has read."""
 
     def __init__(self, fd: int, cpus: int, sets: int):
         self._fd = fd
-        self._table = TalkerTable(fd, cpus=cpus, sets=sets)
+        flows = libbpf.map_info(fd)[2] == abi.FLOW_SET.itemsize
+        self._table = TalkerTable(fd, cpus=cpus, sets=sets, flows=flows)
 
     @classmethod
     def of(cls, maps: Mapping[str, int]) -> _Retired | None:

@@ -51,6 +51,8 @@ class Build:
     frags: bool
     local: bool = False
     """Do packets to other hosts not count as talkers?"""
+    flows: bool = False
+    """Has the table of talkers an entry for each 5-tuple?"""
 
     @classmethod
     def of(cls, config: Config) -> Build:
@@ -62,16 +64,20 @@ class Build:
             ring_bytes=config.events.ring_size if config.events.enable else 0,
             frags=libbpf.has_frags(),
             local=config.destination is Destination.LOCAL,
+            flows=config.flows.enable,
         )
 
     @property
     def defines(self) -> list[str]:
-        return ["-DXM_EVENTS"] * bool(self.ring_bytes) + ["-DXM_FRAGS"] * self.frags + ["-DXM_LOCAL"] * self.local
+        wanted = {"EVENTS": self.ring_bytes, "FLOWS": self.flows, "FRAGS": self.frags, "LOCAL": self.local}
+        return [f"-DXM_{name}" for name, of in wanted.items() if of]
 
     @property
     def tables(self) -> dict[str, Table]:
         """The maps but for those of the policy."""
-        return tables(cpus=self.cpus, sets=self.sets, rule_cells=self.rule_cells, ring_bytes=self.ring_bytes, local=self.local)
+        return tables(
+            cpus=self.cpus, sets=self.sets, rule_cells=self.rule_cells, ring_bytes=self.ring_bytes, local=self.local, flows=self.flows
+        )
 
     @property
     def maps(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """This host's own addresses, as the packet path knows them: what `destination = "local"` counts.
 
-They are in a hash of the kernel's own, which the packet path asks once for each packet. Addresses come and go one by one, so that what stays
-is never missing.
+They are in a hash of the kernel's own, which the packet path asks once for each packet. Addresses come and go one by one, so that what
+stays is never missing.
 """
 
 from __future__ import annotations

@@ -56,13 +56,13 @@ def policy_tables(size: PolicySize) -> dict[str, Table]:
     }
 
 
-def tables(*, cpus: int, sets: int, rule_cells: int, ring_bytes: int, local: bool) -> dict[str, Table]:
-    """All other maps; without events if `ring_bytes` is 0. `local`: packets to other hosts are told apart."""
+def tables(*, cpus: int, sets: int, rule_cells: int, ring_bytes: int, local: bool, flows: bool) -> dict[str, Table]:
+    """All other maps; without events if `ring_bytes` is 0. `local`: packets to other hosts are told apart. `flows`: the talkers are."""
     found = {
         "control": _array(abi.CONTROL, 1),
         "ledger": _array(abi.LEDGER, 1),
         "rules": _array(abi.RULE_COUNT, 1 + rule_cells),  # the first one is no rule: see rulecounts
-        "talkers": _array(abi.SET, cpus * sets),
+        "talkers": _array(abi.FLOW_SET if flows else abi.SET, cpus * sets),
         "ports": Table(ARRAY, 4, 8, 65536 // 8, MMAPABLE),
         "sketches": _array(abi.SKETCH, 2 * abi.SKETCH_CELLS),
         "sketched": Table(ARRAY, 4, 8, abi.SKETCHED, MMAPABLE),
@@ -81,7 +81,7 @@ def tables(*, cpus: int, sets: int, rule_cells: int, ring_bytes: int, local: boo
     return found
 
 
-PACKET_SIZE = 56
+PACKET_SIZE = 64
 """sizeof(struct xm_packet) of bpf/parse.h, which nobody but the packet path reads."""
 
 

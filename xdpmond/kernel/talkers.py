@@ -1,4 +1,4 @@
-"""The talker table, read through memory while the packet path writes it.
+"""The table of talkers or flows, read through memory while the packet path writes it.
 
 Each CPU writes a slice of its own and nothing is ever cleared. An entry has the number of the window that its counts [0] belong to; its
 counts [1] belong to the window before. The writer's order for the first packet of a new window is: move [0] to [1], then store the
@@ -16,33 +16,62 @@ This leans on stores being seen in their order, as x86 promises. An entry whose 
 
 A million entries are read in two passes. The first finds those that matter, and their keys; then the keys are sorted; the second copies
 entries in that order, so that the same talker in several slices is summed on the way, and no second array of all rows is ever needed.
+
+Where flows are on, an entry is a flow (struct xm_flow), which begins with its talker. All of the above holds for it as well; the talkers
+are then made of the flows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..rows import CHUNK, ROW, WORDS, assemble, collapse, ordered_chunks, sort_keys, take
+from .. import flowrows
+from ..flowrows import FLOW, FLOW_WORDS
+from ..rows import CHUNK, ROW, assemble, collapse, ordered_chunks, sort_keys, take
 from . import abi
 from .maps import map_memory, realtime_at_monotonic_zero
 
 _SEEN_UNIT = (1 << abi.SEEN_SHIFT) / 1e9  # seconds
 
-# An entry's words, which are eight like those of a row: source in two, then
-_TAIL, _BYTES, _PACKETS, _SYNS, _SEEN = 2, 3, 5, 6, 7
+# An entry's words: the first eight are those of a talker, which has no others
+_TAIL, _BYTES, _PACKETS, _SYNS, _SEEN, _TO, _PORTS, _IP_BYTES = 2, 3, 5, 6, 7, 8, 10, 11
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+_BYTE, _FLAGS_BEFORE, _OUTCOME, _SLOT = np.uint64(0xFF), np.uint64(40), np.uint64(48), np.uint64(56)
+
+Chunks = Iterable[tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How entries become rows, of talkers or of flows."""
+
+    named_by: tuple[int, ...]
+    """The words that tell one from another, beside whatever else stands in them."""
+    keys: Callable[..., np.ndarray]
+    """From these words."""
+    chunks: Callable[[np.ndarray], Chunks]
+    rows: Callable[[np.ndarray], np.ndarray]
+    """From a copy of entries; in the same memory, if it can be."""
+    take: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    collapse: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    assemble: Callable[[int, Iterable[np.ndarray]], np.ndarray]
 
 
 class TalkerTable:
     """The slices of all CPUs."""
 
-    def __init__(self, map_fd: int, *, cpus: int, sets: int):
+    def __init__(self, map_fd: int, *, cpus: int, sets: int, flows: bool = False):
+        """`flows`: an entry is one."""
+        entry = abi.FLOW if flows else abi.TALKER
+        self.flows = flows
         self._slice = sets * abi.WAYS
         self.capacity = cpus * self._slice
-        self._memory = map_memory(map_fd, cpus * sets * abi.SET.itemsize, write=False)
-        self._words = np.frombuffer(self._memory, "u8", self.capacity * WORDS).reshape(-1, WORDS)
+        self._memory = map_memory(map_fd, self.capacity * entry.itemsize, write=False)
+        words = entry.itemsize // 8
+        self._words = np.frombuffer(self._memory, "u8", self.capacity * words).reshape(-1, words)
 
     def _column(self, chunk: slice, word: int) -> np.ndarray:
         """One word of neighbouring entries, as it is now."""
@@ -55,27 +84,45 @@ class TalkerTable:
     def _chunks(self) -> Iterator[slice]:
         return (slice(at, at + CHUNK) for at in range(0, self.capacity, CHUNK))
 
-    def _find(self, matters: Callable[[slice, np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def _find(self, kind: _Kind, matters: Callable[[slice, np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The places of entries that matter, and their keys. `matters` is given a chunk, and the third words of its entries."""
         places, keys, used = np.empty(self.capacity, "u4"), np.empty(self.capacity, "u8"), 0
         for chunk in self._chunks():
             tail = self._column(chunk, _TAIL)
             found = np.flatnonzero(matters(chunk, tail))
-            identity = (column.take(found) for column in (self._column(chunk, 0), self._column(chunk, 1), _tail(tail)))
-            keys[used : used + len(found)] = sort_keys(*identity)
+            named_by = (tail if word == _TAIL else self._column(chunk, word) for word in kind.named_by)
+            keys[used : used + len(found)] = kind.keys(*(column.take(found) for column in named_by))
             places[used : used + len(found)] = chunk.start + found
             used += len(found)
         return places[:used], keys[:used]
 
-    def _read(self, matters: Callable[[slice, np.ndarray], np.ndarray], rows: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-        """What `rows` makes of the places of the entries that matter, and of their keys, in the order of these."""
-        places, keys = self._find(matters)
-        chunks = ordered_chunks(keys)
+    def _read(self, kind: _Kind, matters: Callable[[slice, np.ndarray], np.ndarray],
+              settle: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> np.ndarray:  # fmt: skip
+        """The entries that matter as merged rows. From their places and keys `settle` makes a copy of them whose counts [0] are the right
+        ones, and says which are wanted."""
+        places, keys = self._find(kind, matters)
+        chunks = kind.chunks(keys)
         del keys  # 8 MB
-        return assemble(len(places), (rows(places.take(order), chunk_keys) for order, chunk_keys in chunks))
+
+        def merged(at: np.ndarray, keys: np.ndarray) -> np.ndarray:
+            entries, wanted = settle(at, keys)
+            rows = kind.rows(entries)
+            if not wanted.all():
+                found = np.flatnonzero(wanted)
+                rows, keys = kind.take(rows, found), keys.take(found)
+            return kind.collapse(rows, keys)
+
+        return kind.assemble(len(places), (merged(places.take(order), chunk_keys) for order, chunk_keys in chunks))
 
     def read_closed(self, closed: int) -> np.ndarray:
         """All talkers of the window `closed`, which must be the one before the running one, as merged rows. Call it in a thread."""
+        return flowrows.talkers_of(self.read_closed_flows(closed)) if self.flows else self._read_closed(_TALKERS, closed)
+
+    def read_closed_flows(self, closed: int) -> np.ndarray:
+        """All flows of that window, as merged rows."""
+        return self._read_closed(_FLOWS, closed)
+
+    def _read_closed(self, kind: _Kind, closed: int) -> np.ndarray:
         running = closed + 1
 
         def matters(chunk: slice, tail: np.ndarray) -> np.ndarray:
@@ -84,35 +131,47 @@ class TalkerTable:
             window, moved = tail >> _HALF, self._column(chunk, _PACKETS) >> _HALF
             return (window == closed) | ((window == running) & (moved > 0))
 
-        def rows(at: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        def settle(at: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             first, second = self._copy(at), self._copy(at)
             still = second[:, _TAIL] >> _HALF == closed
             late = np.flatnonzero(~still & (first[:, _TAIL] >> _HALF == closed))
             second[late] = self._copy(at.take(late))
-            packets = np.where(still, first[:, _PACKETS] & _LOW, second[:, _PACKETS] >> _HALF)
-            syns = np.where(still, first[:, _SYNS] & _LOW, second[:, _SYNS] >> _HALF)
-            bytes_ = np.where(still, first[:, _BYTES], second[:, _BYTES + 1])
-            return _collapsed(_rows(second, packets, bytes_, syns), keys, packets > 0)
+            for word in (_BYTES, _IP_BYTES) if kind is _FLOWS else (_BYTES,):
+                second[:, word] = np.where(still, first[:, word], second[:, word + 1])
+            for word in (_PACKETS, _SYNS):
+                second[:, word] = np.where(still, first[:, word] & _LOW, second[:, word] >> _HALF)
+            if kind is _FLOWS:
+                flags = np.where(still, first[:, _PORTS] >> _HALF, second[:, _PORTS] >> _FLAGS_BEFORE) & _BYTE
+                second[:, _PORTS] = second[:, _PORTS] & ~(_BYTE << _HALF) | flags << _HALF
+            return second, second[:, _PACKETS] > 0
 
-        return self._read(matters, rows)
+        return self._read(kind, matters, settle)
 
     def read_running(self, running: int) -> np.ndarray:
         """All talkers of the running window so far, as merged rows. An entry that is replaced under the reader is left out."""
+        return flowrows.talkers_of(self.read_running_flows(running)) if self.flows else self._read_running(_TALKERS, running)
 
+    def read_running_flows(self, running: int) -> np.ndarray:
+        """All flows of that window so far, as merged rows."""
+        return self._read_running(_FLOWS, running)
+
+    def _read_running(self, kind: _Kind, running: int) -> np.ndarray:
         def matters(_: slice, tail: np.ndarray) -> np.ndarray:
             return tail >> _HALF == running
 
-        def rows(at: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        def settle(at: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             first, second = self._copy(at), self._copy(at)
-            packets = second[:, _PACKETS] & _LOW
-            low, high, tail = second[:, : _TAIL + 1].T.copy()
-            same = (packets > 0) & (tail >> _HALF == running) & (sort_keys(low, high, _tail(tail)) == keys)
-            for word, now in enumerate((low, high, tail)):
-                same &= first[:, word] == now
+            named_by = [second[:, word].copy() for word in kind.named_by]
+            same = (second[:, _TAIL] >> _HALF == running) & (kind.keys(*named_by) == keys)
+            for word, now in zip(kind.named_by, named_by, strict=True):
+                before = first[:, word]
+                same &= before & _LOW == now & _LOW if word == _PORTS else before == now
             same &= first[:, _SEEN] & _LOW == second[:, _SEEN] & _LOW
-            return _collapsed(_rows(second, packets, second[:, _BYTES].copy(), second[:, _SYNS] & _LOW), keys, same)
+            second[:, _PACKETS] &= _LOW
+            second[:, _SYNS] &= _LOW
+            return second, same & (second[:, _PACKETS] > 0)
 
-        return self._read(matters, rows)
+        return self._read(kind, matters, settle)
 
     def occupied(self, running: int) -> list[int]:
         """Entries of the running window or the one before it, in each slice."""
@@ -126,19 +185,51 @@ def _tail(tail: np.ndarray) -> np.ndarray:
     return tail & np.uint64(0xFFFFFF) | (family * np.uint64(2) + np.uint64(2)) << np.uint64(24)
 
 
-def _rows(entries: np.ndarray, packets: np.ndarray, bytes_: np.ndarray, syns: np.ndarray) -> np.ndarray:
-    """Turn a copy of entries into rows with these counts, in its own memory."""
-    seen, epoch = entries[:, _SEEN].copy(), realtime_at_monotonic_zero()
+def _place(tail: np.ndarray, ports: np.ndarray) -> np.ndarray:
+    """The word of a flow's row that has the ports, the protocol and the family."""
+    return ports & _LOW | _tail(tail) >> np.uint64(16) << _HALF
+
+
+def _keys(low: np.ndarray, high: np.ndarray, tail: np.ndarray) -> np.ndarray:
+    return sort_keys(low, high, _tail(tail))
+
+
+def _flow_keys(low: np.ndarray, high: np.ndarray, tail: np.ndarray, *to: np.ndarray) -> np.ndarray:
+    to_low, to_high, ports = to
+    return flowrows.flow_keys(low, high, to_low, to_high, _place(tail, ports))
+
+
+def _rows(entries: np.ndarray) -> np.ndarray:
+    """Turn a copy of entries into rows, in its own memory."""
+    packets, bytes_, syns, seen = (entries[:, word].copy() for word in (_PACKETS, _BYTES, _SYNS, _SEEN))
     entries[:, _TAIL] = _tail(entries[:, _TAIL])
     rows = entries.view(ROW).reshape(-1)
     rows["packets"], rows["bytes"], rows["syns"] = packets, bytes_, syns
-    rows["first_seen"] = epoch + (seen & _LOW) * _SEEN_UNIT
-    rows["last_seen"] = epoch + (seen >> _HALF) * _SEEN_UNIT
+    _set_seen(rows, seen)
     return rows
 
 
-def _collapsed(rows: np.ndarray, keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    if not wanted.all():
-        at = np.flatnonzero(wanted)
-        rows, keys = take(rows, at), keys.take(at)
-    return collapse(rows, keys)
+def _flow_rows(entries: np.ndarray) -> np.ndarray:
+    tail, ports = entries[:, _TAIL], entries[:, _PORTS]
+    words = np.empty((len(entries), FLOW_WORDS), "u8")
+    words[:, :2], words[:, 2:4] = entries[:, :2], entries[:, _TO : _TO + 2]
+    words[:, 4] = _place(tail, ports) | (ports >> _OUTCOME & _BYTE) << np.uint64(48) | (ports >> _HALF & _BYTE) << np.uint64(56)
+    words[:, 5] = ports >> _SLOT | (tail & np.uint64(0xFFFF)) << np.uint64(16)
+    rows = words.view(FLOW).reshape(-1)
+    for name, word in (("packets", _PACKETS), ("bytes", _BYTES), ("ip_bytes", _IP_BYTES), ("syns", _SYNS)):
+        rows[name] = entries[:, word]
+    _set_seen(rows, entries[:, _SEEN])
+    return rows
+
+
+def _set_seen(rows: np.ndarray, seen: np.ndarray) -> None:
+    epoch = realtime_at_monotonic_zero()
+    rows["first_seen"] = epoch + (seen & _LOW) * _SEEN_UNIT
+    rows["last_seen"] = epoch + (seen >> _HALF) * _SEEN_UNIT
+
+
+_TALKERS = _Kind((0, 1, _TAIL), _keys, ordered_chunks, _rows, take, collapse, assemble)
+_FLOWS = _Kind(
+    (0, 1, _TAIL, _TO, _TO + 1, _PORTS), _flow_keys, flowrows.flow_chunks, _flow_rows, flowrows.take_flows, flowrows.collapse_flows,
+    flowrows.assemble_flows,
+)  # fmt: skip
