@@ -42,12 +42,17 @@ def shape(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int,
     if least and kept == _matter(columns, lead):
         return Shape(taken, natural, True)
     for longest in (SHORT_ADDRESS, 0):
-        widths = [min(had, longest) if at < lead else had for at, had in enumerate(natural)]
+        widths = [*(_widest(rows, at, longest, len(columns[at].title) if legend else 0) for at in range(lead)), *natural[lead:]]
         shown = _taken(columns, widths, lead, width)
         more, enough = _counted(columns, shown, lead)
         if enough or not longest:
             break
     return Shape(shown, widths, False) if more > kept or not least else Shape(taken, natural, True)
+
+
+def _widest(rows: Sequence[Sequence[Cell]], at: int, longest: int, least: int) -> int:
+    """Of the cells of a column that are no longer than that."""
+    return max([min(least, longest), *(length for row in rows if (length := len(cell_text(row[at]))) <= longest)])
 
 
 def _matter(columns: Sequence[Column], lead: int) -> int:

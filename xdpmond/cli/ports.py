@@ -96,7 +96,7 @@ def _port(context: Context, row: Document) -> list[Cell]:
     least = "≥" if fields.value(row, "exact") is False else ""
     return [
         ("total", "bold") if fields.flag(row, "total") else target(row),
-        service(row),
+        service(row) or " " * fields.flag(row, "total"),
         sources(row, "sources", "ipv4"),
         sources(row, "sources", "ipv6"),
         f"±{100 * error:.2g} %" if error and least else "",

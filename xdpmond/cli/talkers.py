@@ -127,9 +127,9 @@ def _owner(row: Document, look: Look) -> Cell:
 
 
 def _outcome(row: Document, look: Look) -> Cell:
-    """The verdict, and what came of it where that is not the same."""
+    """What came of it where packets were dropped, else the verdict."""
     verdict, action = fields.text(row, "verdict"), fields.text(row, "action")
-    return (f"{safe(verdict)} {safe(action)}" if action == "DROP" else safe(verdict)), VERDICT_COLOURS.get(verdict, "")
+    return safe(action if action == "DROP" else verdict), VERDICT_COLOURS.get(verdict, "")
 
 
 def _ago(row: Document, look: Look) -> Cell:
@@ -166,7 +166,7 @@ FLOWS = (
     Shown(">BYTES", 4, _figure("bytes", size=True), "bytes"),
     Shown(">BYTES/S", 7, _rate("bytes", size=True), "bytes"),
     Shown("FLAGS", 5, lambda row, look: safe(fields.text(row, "tcp_flags"))),
-    Shown("VERDICT", 3, _outcome),
+    Shown("VERDICT", 1, _outcome),
     Shown("SEEN", 6, _ago),
     Shown("FIRST", 7, lambda row, look: _moment(row, look, "first_seen")),
     Shown("INTERFACE", 8, lambda row, look: safe(fields.text(row, "interface"))),
