@@ -31,6 +31,7 @@ ROOMS = {
     "kinds": VALUES,
     "config": VALUES | {"kinds", "tomllines", "prefixes", "prefixfile"},
     "configdoc": {"config", "kinds"},
+    "metricsdoc": {"measures"},
     "policy": VALUES | {"prefixes", "layers"},
     "state": VALUES | {"prefixes", "layers", "policy"},
     "prefixes": VALUES,

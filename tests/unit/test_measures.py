@@ -6,6 +6,7 @@ import dataclasses
 import ipaddress
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +17,14 @@ from servicefakes import START, World, entry, rows, run
 from xdpmond.config import Config, Metrics
 from xdpmond.measures import FAMILIES, Kind, Meter, source_list
 from xdpmond.messages import Message
+from xdpmond.metricsdoc import with_table
 from xdpmond.model import Count, Family, Origin, Outcome, PortRange, ProtocolClass, Total, Verdict
 from xdpmond.policy import Policy
 from xdpmond.rows import merge
 from xdpmond.state import State
 from xdpmond.windows import Window
 
+ROOT = Path(__file__).parents[2]
 TALKERS = merge(rows(
     ("192.0.2.1", 6, 22, 5, 500), ("192.0.2.2", 6, 22, 2, 200), ("10.0.0.1", 6, 22, 1, 60), ("2001:db8::1", 6, 22, 4, 400),
     ("192.0.2.1", 17, 53, 1, 100), ("192.0.2.3", 1, 9, 7, 700), ("192.0.2.5", 47, 0, 1, 60),
@@ -223,3 +226,8 @@ def test_the_list_names_ipv6_udp_and_sctp():
         {"ip": "2001:db8::1", "network": "IPv6", "transport": "UDP", "port": 53},
         {"ip": "192.0.2.1", "network": "IPv4", "transport": "SCTP", "port": 9},
     ]
+
+
+def test_the_table_of_metrics_is_current():
+    page = (ROOT / "docs/metrics.md").read_text()
+    assert with_table(page) == page, "run: ./dev docs"
