@@ -148,11 +148,8 @@ class _BookedKernel:
     def __init__(self, datapath: Datapath, book: RuleBook):
         self._datapath, self._book = datapath, book
         self.totals, self.tallies, self.read_running = datapath.totals, datapath.tallies, datapath.read_running
-        self.read_running_sketches = datapath.read_running_sketches
+        self.read_running_flows, self.read_running_sketches = datapath.read_running_flows, datapath.read_running_sketches
         self.configure, self.facts, self.interface_of_slot = datapath.configure, datapath.facts, datapath.interface_of_slot
-
-    def read_running_flows(self) -> np.ndarray:
-        return self._datapath.read_running_flows()  # type: ignore[attr-defined]
 
     def apply_policy(self, policy: Policy, touched: Sequence[Prefix] | None, default: Verdict) -> None:
         self._book.changing()
