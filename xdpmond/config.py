@@ -125,9 +125,10 @@ class Tables:
     """`[tables]`: the sizes of the tables in the kernel. A change takes effect at the next start."""
 
     talkers: int | None = _setting(None, auto(number(1024, 4194304, power_of_two=True)), """
-        Entries of the table of talkers, one for each source and port seen in a window, for each possible CPU; 64 bytes each.
-        With `flows.enable` it has one for each flow, of 128 bytes. When it is full the oldest make room; their packets stay in the totals,
-        and the status says how many there were. "auto" is 131072, and less where there are more than 8 CPUs: together 1048576, but at least 4096 for each.""")
+        Entries of the table of talkers, one for each source and port seen in a window, for each possible CPU; 64 bytes each. With
+        `flows.enable` it has one for each flow, of 128 bytes. When it is full the oldest make room; their packets stay in the totals, and
+        the status says how many there were. "auto" is 131072, and less where there are more than 8 CPUs: together 1048576, but at least
+        4096 for each.""")
     prefixes: int = _setting(1048576, number(1024, 16777216), "The most prefixes that the policy can hold.")
     rule_counters: int = _setting(16384, number(1024, 16777216), """
         The most entries whose packets and bytes are counted each by itself.""")
