@@ -104,7 +104,10 @@ class Witness:
             except BlockingIOError:
                 return self._frames
             if address[2] == self._OUTGOING:
-                self._frames.append(_sent(bytes(buffer), size))
+                self._frames.append(self._understand(bytes(buffer), size))
+
+    def _understand(self, frame: bytes, size: int) -> Sent:
+        return _sent(frame, size)
 
     def count(self, *sources: str) -> tuple[int, int]:
         """Packets and bytes, of these sources or of all."""
