@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from .rows import CHUNK, NO_KEYS, ROW, WORDS, assemble, collapse, order_of, ordered_chunks, sort_keys
+from .rows import CHUNK, NO_KEYS, ROW, WORDS, assemble, collapse, merge, order_of, ordered_chunks, sort_keys
 
 FLOW = np.dtype(
     [
@@ -144,7 +144,15 @@ def talkers_of(flows: np.ndarray) -> np.ndarray:
     for begin in range(0, len(words), CHUNK):
         some = words[begin : begin + CHUNK]
         keys[begin : begin + CHUNK] = sort_keys(some[:, 0], some[:, 1], _talker_tail(some))
-    return assemble(len(words), (collapse(_talker_rows(words.take(order, axis=0)), of) for order, of in ordered_chunks(keys)))
+    return assemble(len(words), (_talkers_at(words, order, of) for order, of in ordered_chunks(keys)))
+
+
+def _talkers_at(words: np.ndarray, order: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """The talkers of whole sources, in pieces: a single source may have a million flows."""
+    if len(order) <= 2 * CHUNK:
+        return collapse(_talker_rows(words.take(order, axis=0)), keys)
+    pieces = (slice(at, at + CHUNK) for at in range(0, len(order), CHUNK))
+    return merge(*(collapse(_talker_rows(words.take(order[of], axis=0)), keys[of]) for of in pieces))
 
 
 def _talker_tail(words: np.ndarray) -> np.ndarray:
