@@ -78,7 +78,7 @@ def stored_descriptors() -> list[tuple[str, int]]:
 
 def writable_paths(unit: str) -> list[str] | None:
     """Where a unit may write under ProtectSystem=strict; None if there is no such unit, or it may write anywhere."""
-    names = ("LoadState", "ProtectSystem", "ReadWritePaths", "StateDirectory", "LogsDirectory")
+    names = ("LoadState", "ProtectSystem", "ReadWritePaths", "StateDirectory", "LogsDirectory", "RuntimeDirectory")
     try:
         done = subprocess.run(["systemctl", "show", unit, *(f"--property={name}" for name in names)], capture_output=True, text=True,
                               timeout=10, check=True)  # fmt: skip
@@ -89,7 +89,8 @@ def writable_paths(unit: str) -> list[str] | None:
         return None
     paths = [path.lstrip("-+") for path in found.get("ReadWritePaths", "").split()]
     paths += [f"/var/lib/{name}" for name in found.get("StateDirectory", "").split()]
-    return paths + [f"/var/log/{name}" for name in found.get("LogsDirectory", "").split()]
+    paths += [f"/var/log/{name}" for name in found.get("LogsDirectory", "").split()]
+    return paths + [f"/run/{name}" for name in found.get("RuntimeDirectory", "").split()]
 
 
 def _one_line(text: str) -> str:

@@ -53,6 +53,8 @@ def contents(deb: Path) -> dict[str, str]:
         "/usr/share/bash-completion/completions/xdpmonctl",
         "/usr/share/dbus-1/interfaces/org.xdpmond1.Manager.xml",
         "/usr/share/dbus-1/system.d/org.xdpmond1.conf",
+        "/usr/share/doc/xdpmond/examples/grafana/xdpmond.json",
+        "/usr/share/doc/xdpmond/examples/prometheus/xdpmond.rules.yml",
         "/usr/share/doc/xdpmond/examples/strict.toml",
         "/usr/share/fish/vendor_completions.d/xdpmonctl.fish",
         "/usr/share/man/man1/xdpmonctl.1.gz",

@@ -24,7 +24,7 @@ from xdpmond.messages import Message
 from xdpmond.model import Listen
 from xdpmond.sinks import metrics as server_module
 from xdpmond.sinks.exposition import Page, text
-from xdpmond.sinks.metrics import MOST_CONNECTIONS, MetricsServer, Source, require_servable
+from xdpmond.sinks.metrics import MOST_CONNECTIONS, MetricsServer, Source, require_servable, require_within
 from xdpmond.sinks.passwords import hashed
 
 FAMILIES = [
@@ -357,6 +357,14 @@ def test_what_cannot_be_served_is_refused_before(pair, tmp_path):
             require_servable(Metrics(enable=True, certificate=pair_[0], key=pair_[1]))
     with pytest.raises(ConfigError, match="there is no directory /nowhere"):
         require_servable(Metrics(enable=True, listen=Listen(path="/nowhere/socket")))
+
+
+def test_a_socket_where_the_service_may_not_write_is_refused_whoever_asks():
+    require_within(Metrics(enable=True, listen=Listen(path="/run/xdpmond/metrics.sock")), ["/run/xdpmond"])
+    require_within(Metrics(enable=True), [])
+    with pytest.raises(ConfigError) as refused:
+        require_within(Metrics(enable=True, listen=Listen(path="/run/metrics.sock")), ["/run/xdpmond"])
+    assert "/run/metrics.sock cannot be made" in str(refused.value) and "ReadWritePaths=" in str(refused.value)
 
 
 def test_a_certificate_that_has_gone_is_told_and_tried_again(serve, pair):

@@ -191,9 +191,17 @@ def systemctl(tmp_path, monkeypatch):
 
 
 def test_a_units_paths(systemctl):
-    paths = "ReadWritePaths=-/var/log/xdpmond /srv/a +/srv/b\nStateDirectory=xdpmond\nLogsDirectory=x y"
+    paths = "ReadWritePaths=-/var/log/xdpmond /srv/a +/srv/b\nStateDirectory=xdpmond\nLogsDirectory=x y\nRuntimeDirectory=xdpmond"
     systemctl(f"LoadState=loaded\nProtectSystem=strict\n{paths}")
-    assert writable_paths("x.service") == ["/var/log/xdpmond", "/srv/a", "/srv/b", "/var/lib/xdpmond", "/var/log/x", "/var/log/y"]
+    assert writable_paths("x.service") == [
+        "/var/log/xdpmond",
+        "/srv/a",
+        "/srv/b",
+        "/var/lib/xdpmond",
+        "/var/log/x",
+        "/var/log/y",
+        "/run/xdpmond",
+    ]
 
 
 @pytest.mark.parametrize(

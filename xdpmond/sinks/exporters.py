@@ -28,6 +28,7 @@ def require_sensible(config: Config, writable: Sequence[str] | None) -> None:
     if config.metrics.textfile:
         exposition.require_library("metrics.textfile")
     if writable is not None:
+        metrics.require_within(config.metrics, writable)
         textfile.require_within(config.metrics.textfile, writable)
 
 

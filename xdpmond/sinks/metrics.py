@@ -17,7 +17,7 @@ import ssl
 import stat
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -367,6 +367,14 @@ def _remove_socket(settings: Metrics) -> None:
     if settings.listen.path:
         with contextlib.suppress(OSError):
             os.unlink(settings.listen.path)
+
+
+def require_within(settings: Metrics, writable: Sequence[str]) -> None:
+    """Refuse a socket that the service, which may write below these paths, cannot make, whoever asks. Raises ConfigError."""
+    path = settings.listen.path
+    if settings.enable and path and not any(Path(path).is_relative_to(place) for place in writable):
+        raise ConfigError(f"metrics.listen: {path} cannot be made: the service may not write there",
+                          hint="the service may make it in /run/xdpmond, and where ReadWritePaths= says: systemctl edit xdpmond")  # fmt: skip
 
 
 def require_servable(settings: Metrics, *, by_us: bool = True) -> None:
