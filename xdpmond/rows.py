@@ -202,17 +202,13 @@ def by_source(rows: np.ndarray) -> np.ndarray:
     return merge(rows.view(ROW).reshape(-1))
 
 
-def slices(rows: np.ndarray) -> Iterator[np.ndarray]:
-    return (rows[begin : begin + CHUNK] for begin in range(0, len(rows), CHUNK))
-
-
-def unique_sources(merged: np.ndarray, where: Where | None = None) -> dict[Family, int]:
-    """Distinct source addresses by family, of rows that are merged: of all, or of those that are wanted."""
+def unique_sources(merged: np.ndarray, wanted: np.ndarray | None = None) -> dict[Family, int]:
+    """Distinct source addresses by family, of rows that are merged: of all, or of those in a mask."""
     before, ipv4, ipv6 = words_of(NO_ROWS), 0, 0
-    for rows in slices(merged):
-        if where is not None:
-            rows = take(rows, np.flatnonzero(where(rows)))
-        words = words_of(rows)
+    for begin in range(0, len(merged), CHUNK):
+        words = words_of(merged[begin : begin + CHUNK])
+        if wanted is not None:
+            words = words.take(np.flatnonzero(wanted[begin : begin + CHUNK]), axis=0)
         new = _changes(np.concatenate([before, words]))[0][len(before) :]
         number = np.count_nonzero(new & (words[:, 2] >> np.uint64(24) == Family.IPV6))
         ipv4, ipv6 = ipv4 + np.count_nonzero(new) - number, ipv6 + number
@@ -220,21 +216,44 @@ def unique_sources(merged: np.ndarray, where: Where | None = None) -> dict[Famil
     return {Family.IPV4: ipv4, Family.IPV6: ipv6}
 
 
+def mask_of(rows: np.ndarray, where: Where) -> np.ndarray:
+    """`where(rows)` in small steps."""
+    mask = np.empty(len(rows), bool)
+    for begin in range(0, len(rows), CHUNK):
+        mask[begin : begin + CHUNK] = where(rows[begin : begin + CHUNK])
+    return mask
+
+
 def is_local(rows: np.ndarray) -> np.ndarray:
     """A mask of the rows whose source is in LOCAL."""
     words = words_of(rows)
-    family = words[:, 2] >> np.uint64(24)
-    ipv4, high, low = words[:, 0].astype("u4").byteswap(), words[:, 0].byteswap(), words[:, 1].byteswap()
-    four, six = np.zeros(len(words), bool), np.zeros(len(words), bool)
-    for prefix in LOCAL:
-        number, shift = int.from_bytes(prefix.address, "big"), prefix.family.bits - prefix.length
-        if prefix.family is Family.IPV4:
-            four |= ipv4 >> np.uint32(shift) == number >> shift
-        elif shift >= 64:
-            six |= high >> np.uint64(shift - 64) == number >> shift
-        else:
-            six |= (high == number >> 64) & (low >> np.uint64(shift) == (number & (1 << 64) - 1) >> shift)
-    return four & (family == Family.IPV4) | six & (family == Family.IPV6)
+    is_ipv6 = words[:, 2] >> np.uint64(24) == Family.IPV6
+    addresses, found = words[:, 0].astype("u4").byteswap(), np.zeros(len(words), bool)
+    for number, shift in _LOCAL4:
+        found |= addresses >> shift == number
+    ipv6 = np.flatnonzero(is_ipv6)
+    if len(ipv6):
+        high, low, of_ipv6 = words[ipv6, 0].byteswap(), words[ipv6, 1].byteswap(), np.zeros(len(ipv6), bool)
+        for network, mask in _LOCAL6:
+            of_ipv6 |= (high & mask[0] == network[0]) & (low & mask[1] == network[1])
+        found[ipv6] = of_ipv6
+    return found
+
+
+def _halves(number: int) -> tuple[np.uint64, np.uint64]:
+    return np.uint64(number >> 64), np.uint64(number & (1 << 64) - 1)
+
+
+_LOCAL4 = [
+    (np.uint32(int.from_bytes(prefix.address, "big") >> 32 - prefix.length), np.uint32(32 - prefix.length))
+    for prefix in LOCAL
+    if prefix.family is Family.IPV4
+]
+_LOCAL6 = [
+    (_halves(int.from_bytes(prefix.address, "big")), _halves((1 << 128) - (1 << 128 - prefix.length)))
+    for prefix in LOCAL
+    if prefix.family is Family.IPV6
+]
 
 
 PORT = np.dtype([("ipv4", "u8"), ("ipv6", "u8"), ("packets", "u8"), ("bytes", "u8")])
@@ -246,9 +265,10 @@ def port_key(protocol: int, port: int) -> int:
     return protocol << 16 | port
 
 
-def by_port(merged: np.ndarray) -> np.ndarray:
-    """For each port that was reached its sources, in the order of the keys, as BY_PORT: of rows that are merged."""
-    parts = [_by_tail(rows) for rows in slices(merged)]
+def by_port(merged: np.ndarray, local: np.ndarray) -> np.ndarray:
+    """For each port that was reached its sources, in the order of the keys, as BY_PORT: of rows that are merged, and a mask of those whose
+    source is local."""
+    parts = [_by_tail(merged[at : at + CHUNK], local[at : at + CHUNK]) for at in range(0, len(merged), CHUNK)]
     cells = _sum_cells(np.concatenate(parts)) if parts else np.zeros((0, 4), "u8")
     cells = cells.take((cells[:, 0] & np.uint64(0xFFFFFF)).argsort(kind="stable"), axis=0)
     keys = cells[:, 0] & np.uint64(0xFFFFFF)
@@ -257,20 +277,20 @@ def by_port(merged: np.ndarray) -> np.ndarray:
     found = np.zeros(len(keys), BY_PORT)
     found["key"] = keys
     for family, name in ((Family.IPV4, "ipv4"), (Family.IPV6, "ipv6")):
-        for local in (False, True):
+        for of_local in (False, True):
             # Each port is there once at most.
-            mine = np.flatnonzero(cells[:, 0] >> np.uint64(24) == (family | local << 8))
-            for of in ("all", "local") if local else ("all",):
+            mine = np.flatnonzero(cells[:, 0] >> np.uint64(24) == (family | of_local << 8))
+            for of in ("all", "local") if of_local else ("all",):
                 for column, number in ((name, 1), ("packets", 2), ("bytes", 3)):
                     found[of][column][at[mine]] += cells[mine, number]
     return found
 
 
-def _by_tail(rows: np.ndarray) -> np.ndarray:
+def _by_tail(rows: np.ndarray, local: np.ndarray) -> np.ndarray:
     """Sums of a chunk: (family, protocol and port, and whether local; sources; packets; bytes)."""
     words = words_of(rows)
     cells = np.empty((len(words), 4), "u8")
-    cells[:, 0] = words[:, 2] & np.uint64(0xFFFFFFFF) | is_local(rows).astype("u8") << np.uint64(32)
+    cells[:, 0] = words[:, 2] & np.uint64(0xFFFFFFFF) | local.astype("u8") << np.uint64(32)
     cells[:, 1] = 1
     cells[:, 2], cells[:, 3] = words[:, _SUMS[0]], words[:, _SUMS[1]]
     return _sum_cells(cells)

@@ -19,6 +19,7 @@ from xdpmond.rows import (
     by_source,
     count_of,
     is_local,
+    mask_of,
     merge,
     of_source,
     strongest,
@@ -141,7 +142,10 @@ def test_unique_sources(parts):
 def test_unique_sources_of_those_that_are_wanted(parts, protocol):
     together = [row for part in parts for row in part if row[1] == protocol]
     wanted = {family: len({source for source, *_ in together if source[0] is family}) for family in (Family.IPV4, Family.IPV6)}
-    assert unique_sources(merge(*map(array, parts)), lambda rows: rows["protocol"] == protocol) == wanted
+    merged = merge(*map(array, parts))
+    mask = mask_of(merged, lambda rows: rows["protocol"] == protocol)
+    assert mask.tolist() == (merged["protocol"] == protocol).tolist()
+    assert unique_sources(merged, mask) == wanted
 
 
 def local(family: Family, address: bytes) -> bool:
@@ -157,7 +161,8 @@ def test_the_sources_of_each_port(parts):
         for of in ("all", "local") if local(family, address) else ("all",):
             sources[protocol << 16 | port][of, family].add(address)
             sums[protocol << 16 | port].update({(of, "packets"): packets, (of, "bytes"): size})
-    found = by_port(merge(*map(array, parts)))
+    merged = merge(*map(array, parts))
+    found = by_port(merged, is_local(merged))
     assert found["key"].tolist() == sorted(sources)
     for cell in found:
         key = int(cell["key"])
