@@ -52,8 +52,15 @@ def test_more_prefixes_than_a_message_holds(bus: PrivateBus) -> None:
 
 
 def test_the_other_calls(bus: PrivateBus) -> None:
-    top = ctl(bus, "top", "--by", "syn", "--limit", "7", "--port", "22", "--proto", "udp", "--interval", "-j")
-    assert json.loads(top.stdout) == [{"by": "syn", "limit": 7, "port": 22, "protocol": "udp", "interval": True}]
+    select = ["--limit", "7", "--port", "22", "--proto", "udp"]
+    selected = {"limit": 7, "port": 22, "protocol": "udp"}
+    top = ctl(bus, "top", "--by", "syn", *select, "--interval", "--no-local", "--prefix-len", "24", "--prefix-len6", "64", "-j")
+    networks = {"prefix_length": 24, "prefix_length6": 64}
+    assert json.loads(top.stdout) == [{"by": "syn", **selected, "interval": True, "local": False, **networks}]
+    ports = ctl(bus, "ports", *select, "--interval", "--local", "-j")
+    assert json.loads(ports.stdout) == [{**selected, "interval": True, "local": True}]
+    flows = ctl(bus, "flows", "--by", "packets", *select, "--address", "192.0.2.7", "-j")
+    assert json.loads(flows.stdout) == [{"by": "packets", **selected, "address": "192.0.2.7"}]
     assert len(ctl(bus, "events", "--limit", "3", "-j").stdout.splitlines()) == 3
     assert json.loads(ctl(bus, "explain", "192.0.2.1", "-j").stdout) == {"address": "192.0.2.1"}
     mode = ctl(bus, "mode", "enforce", "--interface", "eth0", "--confirm", "60s", "--force", "-j", peer="192.0.2.7")
@@ -64,7 +71,7 @@ def test_the_other_calls(bus: PrivateBus) -> None:
 
 
 def test_an_ordinary_user_reads_and_changes_nothing(bus: PrivateBus) -> None:
-    for words in (["status"], ["list"], ["top"], ["events"], ["explain", "192.0.2.1"], ["mode"]):
+    for words in (["status"], ["list"], ["ports"], ["top"], ["flows"], ["events"], ["explain", "192.0.2.1"], ["mode"]):
         assert ctl(bus, *words, uid=NOBODY).returncode == 0
     for words in (["deny", "192.0.2.1"], ["allow", "192.0.2.1"], ["remove", "192.0.2.1"], ["mode", "monitor"], ["confirm"], ["reload"]):
         done = ctl(bus, *words, uid=NOBODY)
