@@ -195,9 +195,9 @@ def _mode(parser: argparse.ArgumentParser) -> None:
     _force(parser, "even if it cuts off an SSH connection, or denies all unlisted sources")
 
 
-def _select(parser: argparse.ArgumentParser, unit: str) -> None:
+def _select(parser: argparse.ArgumentParser, rows: str) -> None:
     """What is asked of ports, talkers and flows alike."""
-    parser.add_argument("--limit", type=_whole, metavar="N", help=f"so many {unit}; 20 unless given, or what fits a live screen")
+    parser.add_argument("--limit", type=_whole, metavar="N", help=f"so many {rows}; 20 unless given")
     parser.add_argument("--port", type=_port, metavar="P", help="only what goes to this port")
     parser.add_argument("--proto", metavar="P", help="only this protocol, by name or number")
 
