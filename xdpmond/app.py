@@ -458,6 +458,7 @@ class Daemon:
         control, book = self._datapath.control, self._book
         epoch = time.time() - time.monotonic()
         number, started = control.window, control.window_started + epoch
+        closing = number - 1 if control.reading else number
         # One that waits to be read since a crash has been followed by another already.
         lost_before = book.lost if control.reading else lost(self._datapath.tallies())
         exact_until = book.lost
@@ -472,7 +473,7 @@ class Daemon:
             self._refresh_ports()
         except KernelError as error:
             self.report(Record(Message.WARNING, f"which ports are listened on is not seen: {error}"))
-        window = Window(number, started, control.window_started + epoch, wanted, closed.rows, lost_now == exact_until, closed.sketches)
+        window = Window(closing, started, control.window_started + epoch, wanted, closed.rows, lost_now == exact_until, closed.sketches)
         return window, totals, control.tracked, lost_before, closed.flows
 
     async def _measure(self) -> None:

@@ -208,9 +208,10 @@ class Names:
     """`[names]`: what is known of the addresses that are shown. The files are in MaxMind's format (.mmdb), which others publish too.
     Reading them needs the package python3-maxminddb. A reload opens them again."""
 
-    country: str = _setting("", NO_PATH, "A database of countries or cities. Talkers are shown with the country.")
+    country: str = _setting("", NO_PATH, """
+        A database of countries or cities, which the service must be able to read. Talkers are shown with the country.""")
     asn: str = _setting("", NO_PATH, """
-        A database of autonomous systems. Talkers are shown with the number and the name of theirs.""")
+        A database of autonomous systems, likewise. Talkers are shown with the number and the name of theirs.""")
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,10 +231,10 @@ def maps(facts: Mapping[str, Any]) -> Json:
 
 
 def talker(row: np.void, verdict: str, rule: str, *, partial: bool, seconds: float, name: Name, length: int | None = None) -> Json:
-    """`partial`: at least so many, since the talker may have lost its entry in between. Rates are over so many seconds. With a `length` it
-    is a network, and the row the sum of its sources."""
+    """`partial`: at least so many, since the talker may have lost its entry in between. Rates are over so many seconds, or 0. With a
+    `length` it is a network, and the row the sum of its sources."""
     of = to_talker(row)
-    over = max(seconds, 0.001)
+    per_second = 1 / seconds if seconds > 0 else 0.0
     return {
         "source": of.source if length is None else f"{of.source}/{length}",
         "sources": int(row["sources"]) or 1,
@@ -246,8 +246,8 @@ def talker(row: np.void, verdict: str, rule: str, *, partial: bool, seconds: flo
         "packets": of.packets,
         "bytes": of.bytes,
         "syns": of.syns,
-        "packets_per_second": round(of.packets / over, 3),
-        "bytes_per_second": round(of.bytes / over, 3),
+        "packets_per_second": round(of.packets * per_second, 3),
+        "bytes_per_second": round(of.bytes * per_second, 3),
         "first_seen": round(of.first_seen, 3),
         "last_seen": round(of.last_seen, 3),
         "verdict": verdict,
