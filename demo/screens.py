@@ -220,7 +220,8 @@ def drawn(title: str, lines: list[str], height: int) -> str:
 # All of it
 
 
-def take(lab: Lab, directory: Path) -> None:
+def wired(lab: Lab) -> tuple[Space, Space]:
+    """The host, and the net before it in which everybody has an address."""
     host, net = lab.space("host"), lab.space("net")
     for space in (host, net):
         space.sysctl(ipv6__conf__default__accept_dad=0, ipv6__conf__default__mldv2_unsolicited_report_interval=1)
@@ -229,6 +230,11 @@ def take(lab: Lab, directory: Path) -> None:
     everybody = {*WEB4, *WEB6, *OFFICE, *NAMES, *DENIED, GUESSER}
     net.ip(*(f"addr add {source}/{128 if ':' in source else 32} dev net0" for source in sorted(everybody)))
     net.ip(f"route add {HOST4}/32 dev net0", f"route add {HOST6}/128 dev net0")
+    return host, net
+
+
+def take(lab: Lab, directory: Path) -> None:
+    host, net = wired(lab)
     program = [sys.executable, "-m", "xdpmond.cli", "--bus", lab.bus.address]
     directory.mkdir(exist_ok=True)
     with Traffic(net, host):
