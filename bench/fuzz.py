@@ -41,7 +41,7 @@ from scapy.packet import Packet, Raw
 
 from tests.kernel import reference
 from tests.kernel.reference import View
-from xdpmond.config import Config
+from xdpmond.config import Config, Flows
 from xdpmond.kernel import abi, libbpf
 from xdpmond.kernel.datapath import Datapath
 from xdpmond.model import Entry, Family, Origin, Outcome, Prefix, Verdict
@@ -513,7 +513,9 @@ _SLOT = 0
 
 def _main() -> None:
     cpu, packets = int(sys.argv[1]), int(sys.argv[2])
-    with pinned(cpu, alone=False), shipped_datapath(Config()) as datapath:
+    # A table of talkers on every other CPU, and one of flows.
+    config = Config(flows=Flows(enable=cpu % 2 == 1))
+    with pinned(cpu, alone=False), shipped_datapath(config) as datapath:
         datapath.control.set_ephemeral(*_EPHEMERAL)
         datapath.control.set_ports(_PORT_FLAGS)
         judge = _Judge(datapath, seed=cpu + 1)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xdpmond.config import Config, Events
+from xdpmond.config import Config, Destination, Events, Flows
 from xdpmond.kernel import abi, libbpf
 from xdpmond.kernel.datapath import Datapath
 from xdpmond.model import Family, parse_address
@@ -219,6 +219,8 @@ def _label(family: Family) -> str:
 
 FEATURES: dict[str, tuple[Config, Config]] = {
     "events": (Config(events=dataclasses.replace(Events(), enable=False)), Config()),
+    "flows": (Config(), Config(flows=dataclasses.replace(Flows(), enable=True))),
+    "destination": (Config(), Config(destination=Destination.LOCAL)),
 }
 """Optional part of the packet path: settings without it, and with it."""
 

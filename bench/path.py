@@ -18,7 +18,7 @@ from xdpmond.kernel import libbpf
 from xdpmond.kernel.datapath import NOTHING_KEPT, Datapath
 from xdpmond.kernel.maps import map_memory
 from xdpmond.kernel.sockets import ephemeral_ports, port_flags
-from xdpmond.model import Count, Entry, Family, Origin, Outcome, Prefix, Verdict
+from xdpmond.model import Count, Entry, Family, Origin, Outcome, Prefix, Verdict, parse_address
 from xdpmond.policy import Policy
 from xdpmond.prefixes import Bulk
 
@@ -29,6 +29,9 @@ LOOPBACK = 1
 """Through it test runs go."""
 REPEAT = 1 << 20
 """Packets of one measurement."""
+
+HERE, HERE6 = "10.0.0.1", "fd00::1"
+"""This host's own addresses, to which all packets go."""
 
 ALLOW = ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1", "fc00::/7", "fe80::/10")
 DENY = ("203.0.113.0/24", "198.51.100.7", "2001:db8:bad::/48")
@@ -64,7 +67,8 @@ def shipped_datapath(config: Config, interface: int = LOOPBACK) -> Iterator[Data
     try:
         datapath.control.take_slot(interface, enforce=True)
         datapath.control.set_ephemeral(*ephemeral_ports())
-        datapath.control.set_ports(port_flags(config.failsafe_ports))
+        datapath.set_ports(port_flags(config.failsafe_ports))
+        datapath.set_addresses(parse_address(text) for text in (HERE, HERE6))
         yield datapath
     finally:
         datapath.close()
@@ -111,19 +115,19 @@ def _ethernet() -> Packet:
 
 
 def _ipv4_udp(source: str) -> Packet:
-    return _ethernet() / IP(src=source, dst="10.0.0.1") / UDP(sport=5353, dport=UDP_PORT) / Raw(bytes(18))
+    return _ethernet() / IP(src=source, dst=HERE) / UDP(sport=5353, dport=UDP_PORT) / Raw(bytes(18))
 
 
 def _ipv4_tcp(source: str) -> Packet:
-    return _ethernet() / IP(src=source, dst="10.0.0.1") / TCP(sport=44321, dport=443, flags="A")
+    return _ethernet() / IP(src=source, dst=HERE) / TCP(sport=44321, dport=443, flags="A")
 
 
 def _vlan(source: str) -> Packet:
-    return _ethernet() / Dot1Q(vlan=7) / IP(src=source, dst="10.0.0.1") / TCP(sport=44321, dport=443, flags="A")
+    return _ethernet() / Dot1Q(vlan=7) / IP(src=source, dst=HERE) / TCP(sport=44321, dport=443, flags="A")
 
 
 def _ipv6_udp(source: str) -> Packet:
-    return _ethernet() / IPv6(src=source, dst="fd00::1") / UDP(sport=5353, dport=UDP_PORT) / Raw(bytes(18))
+    return _ethernet() / IPv6(src=source, dst=HERE6) / UDP(sport=5353, dport=UDP_PORT) / Raw(bytes(18))
 
 
 KINDS = (
