@@ -392,3 +392,21 @@ def test_top_with_names() -> None:
     fake = FakeDaemon()
     fake.rows = [talker(source="203.0.113.0/24")]
     assert cells(ctl(fake, "top", "--resolve").out.splitlines()[1])[:3] == ["203.0.113.0/24", "-", "tcp/22"]
+
+
+def test_two_signals_end_it_where_nobody_reads_what_it_writes(start: Callable[..., Watch]) -> None:
+    """The first waits for the screen to be written; a person who asks twice does not want to."""
+    watch = start("top", "--watch", "0.2")
+    watch.until("q quit")
+    system_call = Path(f"/proc/{watch.console.process.pid}/syscall")
+    numbers = {"1", "64"}  # of write, on x86 and on others
+    seen = 0
+    while seen < 20:  # it is in the same call for longer than the screen's interval
+        seen = seen + 1 if system_call.read_text().split()[0] in numbers else 0
+        time.sleep(0.02)
+    end = time.monotonic() + 30
+    while watch.console.process.poll() is None and time.monotonic() < end:
+        watch.console.process.send_signal(signal.SIGTERM)  # one that came too soon after another would be the same to it
+        time.sleep(0.02)
+    assert watch.console.process.wait(30) == 128 + signal.SIGTERM
+    assert watch.console.attributes == watch.console.before
