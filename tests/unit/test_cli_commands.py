@@ -520,6 +520,10 @@ def test_explain(fake: FakeDaemon) -> None:
     assert lines[:3] == ["203.0.113.9: deny, LOG", "  line one", "  \\x1b[31mred"]
     assert [line.split()[0] for line in lines if "/24" in line or "/16" in line] == ["203.0.113.0/24", "203.0.0.0/16"]
     assert lines[-1].startswith("tcp/22")
+    fake.answer |= {"country": "NO", "as_number": 64500, "as_name": f"Example {ESCAPE}"}
+    assert ctl(fake, "explain", "203.0.113.9").out.splitlines()[3] == "  NO, AS64500 Example \\x1b[31mred"
+    fake.answer |= {"country": None, "as_name": None}
+    assert ctl(fake, "explain", "203.0.113.9").out.splitlines()[3] == "  AS64500"
     assert ctl(fake, "explain", "203.0.113.0/24").status == 6
     assert ctl(fake, "explain", "localhost").status == 6
 
@@ -701,6 +705,8 @@ def test_status_fits_the_screen_when_all_is_wrong(fake: FakeDaemon) -> None:
     assert sum("2001:db8:1234" in line and "tcp/65535" in line for line in lines) >= 1
     assert any("xdpmonctl confirm" in line and "42s" in line for line in lines)
     assert any(line.startswith("top sources of ≥ 11,000,000 since ") for line in lines)
+    fake.status["window"]["error"] = 0.023
+    assert any(line.startswith("top sources of about 11,000,000 since ") for line in screen(fake, "status"))
     painted = ctl(fake, "status", terminal=True).out
     lost = next(line for line in ctl(fake, "status").out.splitlines() if line.startswith("lost") and "log files" in line)
     assert "1.00 M for log files (queue full)" in lost and "9 for log files (not written)" in lost and "3 for followers" in lost

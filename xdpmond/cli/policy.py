@@ -153,6 +153,8 @@ def explain(context: Context) -> None:
     context.line(f"{safe(fields.text(document, 'address'))}: {headline}, {context.style(safe(action), ACTION_COLOURS.get(action, ''))}")
     for line in fields.text(document, "text").splitlines():
         context.line(f"  {safe(line)}")
+    if known := _names(document):
+        context.line(f"  {known}")
     now = context.clock()
     covering = fields.rows(document, "covering")
     if covering:
@@ -164,6 +166,12 @@ def explain(context: Context) -> None:
         context.table(columns("TO", ">PACKETS", ">BYTES", ">SYNS", "LAST SEEN"), [_sent(context, row) for row in talkers])
     elif context.legend:
         context.line("\nit has sent nothing that is still in the tables")
+
+
+def _names(document: Document) -> str:
+    """Where an address is, and whose."""
+    country, number, name = (safe(fields.text(document, key)) for key in ("country", "as_number", "as_name"))
+    return ", ".join(filter(None, [country, " ".join(filter(None, [f"AS{number}" if number else "", name]))]))
 
 
 def _sent(context: Context, row: Document) -> list[Cell]:

@@ -244,8 +244,8 @@ class Screen:
             return ["", *lines]
         moment = time.strftime("%H:%M:%S", time.localtime(since))
         late = ", a late window" if fields.flag(window, "late") else ""
-        least = "≥ " if fields.value(window, "exact") is False else ""
-        title = "top sources" + (f" of {least}{unique:,}" if unique else "") + (f" since {moment}" if since else "") + late
+        about = "" if fields.value(window, "exact") is not False else "about " if fields.number(window, "error") else "≥ "
+        title = "top sources" + (f" of {about}{unique:,}" if unique else "") + (f" since {moment}" if since else "") + late
         return ["", self._style(title, "bold"), *lines]
 
     def _source(self, talker: Document) -> list[Cell]:
