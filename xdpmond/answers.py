@@ -262,6 +262,7 @@ def explain(view: View, family: Family, packed: bytes, counts: RuleCounts, runni
     return {
         "address": format_address(family, packed),
         "family": family.label,
+        **documents.named(view.names.of(family, packed)),
         "verdict": verdict,
         "action": action,
         "decided_by": explained[0] if explained else None,

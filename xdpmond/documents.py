@@ -253,10 +253,13 @@ def talker(row: np.void, verdict: str, rule: str, *, partial: bool, seconds: flo
         "verdict": verdict,
         "rule": rule,
         "partial": partial,
-        "country": name.country,
-        "as_number": name.as_number,
-        "as_name": name.as_name,
+        **named(name),
     }
+
+
+def named(of: Name) -> Json:
+    """What is known of an address; null where nothing is."""
+    return {"country": of.country, "as_number": of.as_number, "as_name": of.as_name}
 
 
 def explanation(decides: Entry | None, default: Verdict, mode: Mode) -> str:

@@ -157,8 +157,10 @@ def becomes(get: Callable[[], Any], wanted: Callable[[], Any]) -> None:
     assert seen[0] == seen[1]
 
 
-def test_sources_are_exact_in_the_running_window_and_in_the_last(crowd: World, witnessed: Watch) -> None:
-    witness = witnessed(LONG)
+@pytest.mark.parametrize("flows", ["false", "true"])
+def test_sources_are_exact_in_the_running_window_and_in_the_last(crowd: World, witnessed: Watch, flows: str) -> None:
+    config = LONG + f"[flows]\nenable = {flows}\n"
+    witness = witnessed(config)
     crowd_sends(crowd)
 
     def answered(*options: str, running: bool) -> dict[Any, tuple[int, int, int, int]]:
@@ -182,7 +184,7 @@ def test_sources_are_exact_in_the_running_window_and_in_the_last(crowd: World, w
     local = {frame.source for frame in witness.frames() if frame.source and is_local(frame.source)}
     assert hidden == {"local": dict(zip(("ipv4", "ipv6"), families(local), strict=True)), "ports": 0} and hidden["local"]["ipv4"] >= 2
 
-    past = close_window(crowd, LONG)
+    past = close_window(crowd, config)
     now = on_the_wire()
     closed = answered(running=False)
     assert {key: closed[key] for key in WANTED} == {key: sent[key] for key in WANTED}
@@ -331,8 +333,9 @@ def test_names_of_talkers(crowd: World, start: Start, tmp_path: Path) -> None:
                            kind="GeoLite2-ASN"))  # fmt: skip
     crowd.lab.ctl("reload")
     assert named(crowd, MORE4[0]) == ("NO", 64500, "Example")
-    (explained,) = crowd.lab.json("explain", MORE4[0])["talkers"]
-    assert explained["country"] == "NO"
+    explained = crowd.lab.json("explain", MORE4[0])
+    assert (explained["country"], explained["as_name"], explained["talkers"][0]["country"]) == ("NO", "Example", "NO")
+    assert "  NO, AS64500 Example" in crowd.lab.ctl("explain", MORE4[0]).stdout
     assert [row["country"] for row in crowd.lab.status()["top"] if row["source"] == MORE4[0]] == ["NO"]
 
     country.write_bytes(b"not a database")

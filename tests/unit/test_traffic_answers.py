@@ -255,7 +255,7 @@ def test_names_of_what_is_shown():
     assert [row["country"] for row in top(made, limit=1)] == ["None"]
     assert [(row["country"], row["as_number"]) for row in top(made, limit=1, prefix_length=24)] == [("24", 4)]
     explained = run(lambda: made.service.explain("192.0.2.1"))
-    assert {row["country"] for row in explained["talkers"]} == {"None"}
+    assert {row["country"] for row in explained["talkers"]} == {"None"} and (explained["country"], explained["as_number"]) == ("None", 4)
     assert {row["country"] for row in run(made.service.status)["top"]} == {"None"}
 
 
