@@ -23,8 +23,8 @@ from xdpmond.measures import Kind, Measured
 from xdpmond.messages import Message
 from xdpmond.model import Listen
 from xdpmond.sinks import metrics as server_module
-from xdpmond.sinks.exposition import Page, text
-from xdpmond.sinks.metrics import MOST_CONNECTIONS, MetricsServer, Source, require_servable, require_within
+from xdpmond.sinks.exposition import Page, Source, text
+from xdpmond.sinks.metrics import MOST_CONNECTIONS, MetricsServer, require_servable, require_within
 from xdpmond.sinks.passwords import hashed
 
 FAMILIES = [

@@ -1,35 +1,55 @@
-"""Where measurements go: the server for Prometheus, the text file, InfluxDB; as the configuration says. For the event loop."""
+"""Where measurements go: the server for Prometheus, the text file, InfluxDB; as the configuration says. For the event loop.
+
+Each is imported when it is wanted: most hosts have one of them or none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from ..config import Config, Metrics
 from ..measures import Measured
 from ..messages import Record
-from . import exposition, influxdb, metrics, textfile
-from .exposition import Page
-from .influxdb import InfluxWriter
-from .metrics import MetricsServer, Source
-from .textfile import TextFile
+from .exposition import Page, Source, require_library
+
+if TYPE_CHECKING:
+    from .influxdb import InfluxWriter
+    from .metrics import MetricsServer
+    from .textfile import TextFile
 
 
 def require_possible(config: Config) -> None:
     """Refuse what this process cannot serve or write, now. Raises ConfigError."""
-    metrics.require_servable(config.metrics)
-    textfile.require_writable(config.metrics.textfile)
-    influxdb.require_readable(config.influxdb)
+    if config.metrics.enable:
+        from .metrics import require_servable
+
+        require_servable(config.metrics)
+    if config.metrics.textfile:
+        from .textfile import require_writable
+
+        require_writable(config.metrics.textfile)
+    if config.influxdb.url:
+        from .influxdb import require_readable
+
+        require_readable(config.influxdb)
 
 
 def require_sensible(config: Config, writable: Sequence[str] | None) -> None:
     """Refuse what the service cannot serve or write, whoever asks. It may write below the paths in `writable`, if that is known. Raises
     ConfigError."""
-    metrics.require_servable(config.metrics, by_us=False)
+    if config.metrics.enable:
+        from . import metrics
+
+        metrics.require_servable(config.metrics, by_us=False)
+        if writable is not None:
+            metrics.require_within(config.metrics, writable)
     if config.metrics.textfile:
-        exposition.require_library("metrics.textfile")
-    if writable is not None:
-        metrics.require_within(config.metrics, writable)
-        textfile.require_within(config.metrics.textfile, writable)
+        require_library("metrics.textfile")
+        if writable is not None:
+            from . import textfile
+
+            textfile.require_within(config.metrics.textfile, writable)
 
 
 class Exporters:
@@ -38,6 +58,8 @@ class Exporters:
         self._report = report
         self._source = Source(sources)
         self._server: MetricsServer | None = None
+        self._server_before: MetricsServer | None = None
+        """The next one waits for it to end: it may have the same address."""
         self._file: TextFile | None = None
         self._influx: InfluxWriter | None = None
         self._ending: list[InfluxWriter] = []
@@ -51,21 +73,29 @@ class Exporters:
             self._file.finish(remove=True)
             self._file = None
         if config.metrics.textfile and not self._file:
+            from .textfile import TextFile
+
             self._file = TextFile(config.metrics.textfile, self._report)
         if self._influx and self._influx.settings != config.influxdb:
             self._influx.finish()
             self._ending.append(self._influx)
             self._influx = None
         if config.influxdb.url and not self._influx:
+            from .influxdb import InfluxWriter
+
             self._influx = InfluxWriter(config.influxdb, self._report)
 
     def _configure_server(self, settings: Metrics) -> None:
-        before = self._server
-        if before and settings.enable and before.matches(settings):
+        if self._server and settings.enable and self._server.matches(settings):
             return
-        if before:
-            before.finish()
-        self._server = MetricsServer(settings, self._source, self._report, after=before) if settings.enable else None
+        if self._server:
+            self._server.finish()
+            self._server_before = self._server
+        self._server = None
+        if settings.enable:
+            from .metrics import MetricsServer
+
+            self._server = MetricsServer(settings, self._source, self._report, after=self._server_before)
 
     @property
     def refreshing(self) -> bool:

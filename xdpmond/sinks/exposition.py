@@ -6,7 +6,7 @@ The library is a Debian package that may be absent (python3-prometheus-client). 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ..errors import ConfigError
@@ -49,6 +49,16 @@ class Page:
         environment = {"PATH_INFO": "/metrics", "QUERY_STRING": query, "HTTP_ACCEPT": accept, "HTTP_ACCEPT_ENCODING": accept_encoding}
         body = b"".join(self._application(environment, lambda status, given: headers.extend(given)))
         return headers, body
+
+
+class Source:
+    """What there is to show. The daemon's loop sets it, the server's thread reads it."""
+
+    def __init__(self, sources: Callable[[], Iterator[bytes]]):
+        self.page: Page | None = None
+        """None: nothing was measured yet."""
+        self.sources = sources
+        """The list of sources as JSON, in pieces."""
 
 
 def text(families: Sequence[Measured]) -> bytes:

@@ -25,7 +25,7 @@ from typing import Any
 from ..config import Metrics
 from ..errors import ConfigError
 from ..messages import Message, Priority, Record
-from .exposition import Page, require_library
+from .exposition import Source, require_library
 from .passwords import Users
 
 MOST_CONNECTIONS = 32
@@ -41,16 +41,6 @@ _LINGER = 1.0
 """Seconds for a reader to take an answer before what it still sends is met with a reset."""
 
 _TEXT = [("Content-Type", "text/plain; charset=utf-8")]
-
-
-class Source:
-    """What there is to show. The daemon's loop sets it, the server's thread reads it."""
-
-    def __init__(self, sources: Callable[[], Iterator[bytes]]):
-        self.page: Page | None = None
-        """None: nothing was measured yet."""
-        self.sources = sources
-        """The list of sources as JSON, in pieces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,7 +364,7 @@ def require_within(settings: Metrics, writable: Sequence[str]) -> None:
     path = settings.listen.path
     if settings.enable and path and not any(Path(path).is_relative_to(place) for place in writable):
         raise ConfigError(f"metrics.listen: {path} cannot be made: the service may not write there",
-                          hint="the service may make it in /run/xdpmond, and where ReadWritePaths= says: systemctl edit xdpmond")  # fmt: skip
+                          hint="the service may in /run/xdpmond, and where ReadWritePaths= says: systemctl edit xdpmond")  # fmt: skip
 
 
 def require_servable(settings: Metrics, *, by_us: bool = True) -> None:
