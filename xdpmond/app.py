@@ -272,6 +272,7 @@ class Daemon:
             load_config=self._load_again, peers=lambda of: established_peers(of.failsafe_ports), report=self.report,
             reconcile=self._put_in_place, interface_states=lambda: self._interfaces.states, rule_counts=self._rule_counts,
             losses=self._losses, reloading=self._reloading, clock=time.time,
+            flows=lambda: self._flows.state() if self._flows else None,
         )  # fmt: skip
         self._service = Service(config, state, ports, forced=self._options.force)
         try:

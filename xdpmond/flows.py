@@ -123,7 +123,7 @@ class FlowCache:
     """At most `most` records, 113 bytes each; memory is taken as they come."""
 
     def __init__(self, most: int):
-        self._most = most
+        self.most = most
         self._words = np.empty((most, FLOW_WORDS), "u8")  # costs nothing where nothing is written
         self._reasons = np.zeros(0, "u1")
         """By place: why the record there has ended; 0: it has not."""
@@ -155,7 +155,7 @@ class FlowCache:
         words = flow_words(rows)
         keys, order = _sorted_keys(words)
         fresh = self._go_on(words, keys, order, started, ended)
-        room = self._most - len(self._keys)
+        room = self.most - len(self._keys)
         if len(fresh) > room:
             self._judge(ended, timeouts)
             gone = self._remove(self._due_places(len(fresh) - room))
@@ -192,7 +192,7 @@ class FlowCache:
         fresh_keys = keys.take(fresh)
         alone = np.ones(len(fresh), bool)
         alone[1:] = fresh_keys[1:] != fresh_keys[:-1]
-        alone[np.flatnonzero(alone)[self._most - len(self._keys) :]] = False
+        alone[np.flatnonzero(alone)[self.most - len(self._keys) :]] = False
         without = fresh[~alone]
         for chunk in _chunks(len(without)):
             self._refuse(_clamped(words.take(order.take(without[chunk]), axis=0), started, ended))
@@ -258,7 +258,7 @@ class FlowCache:
 
     def _give_back(self) -> None:
         """Move the few records that are left together, and let go of the memory of the many."""
-        words, reasons = np.empty((self._most, FLOW_WORDS), "u8"), self._reasons.take(self._places)
+        words, reasons = np.empty((self.most, FLOW_WORDS), "u8"), self._reasons.take(self._places)
         for chunk in _chunks(len(self._places)):
             words[chunk] = self._words.take(self._places[chunk], axis=0)
         self._words, self._reasons, self._used = words, reasons, len(reasons)

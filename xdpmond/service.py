@@ -102,6 +102,8 @@ class Ports:
     """Told when a reload begins and when it has ended, well or not."""
     clock: Callable[[], float]
     open_names: Callable[[NameFiles], Names] = Names.open
+    flows: Callable[[], Json | None] = lambda: None
+    """The records of flows, as the status shows them; None: flows are off."""
 
 
 class Service:
@@ -602,7 +604,7 @@ class Service:
             self._status = None
             reading = await self._ports.in_kernel_thread(read)
             view, states, losses, waiting = self._view(), self._ports.interface_states(), self._ports.losses(), self._pending_confirmation()
-            last_reload, warnings = self._last_reload, self.warnings()
+            last_reload, warnings, flows = self._last_reload, self.warnings(), self._ports.flows()
             traffic = await asyncio.to_thread(answers.traffic, view, reading, self.history.last(SHOWN_WINDOWS))
         return {
             "version": self.version,
@@ -612,6 +614,7 @@ class Service:
             "confirm": waiting,
             "interfaces": [documents.interface(state, view.modes.of(view.config, state.name), reading.facts) for state in states],
             **traffic,
+            "flows": flows,
             "losses": {**traffic["losses"], **losses},
             "last_reload": last_reload,
             "configuration": {"files": list(view.config.files), "warnings": warnings},

@@ -226,6 +226,9 @@ def test_the_collector_has_the_same_flows_to_the_byte(
         }
         losses = world.lab.status()["losses"]
         assert (losses["flow_cache"], losses["ipfix"]) == (0, 0)
+        state = world.lab.status()["flows"]
+        assert state["collector"] == (f"[{address}]:{PORT}" if ":" in address else f"{address}:{PORT}") and state["reachable"]
+        assert 0 < state["records"] <= state["capacity"] == 262144
         sent = end(world, daemon, wire)
     nfcapd.stop()
     assert len(sent) >= 30

@@ -715,6 +715,19 @@ def test_status_fits_the_screen_when_all_is_wrong(fake: FakeDaemon) -> None:
     assert "\x1b[1;31msampled" not in painted
 
 
+def test_status_says_where_flows_go(fake: FakeDaemon) -> None:
+    assert not any(line.startswith("flows") for line in screen(fake, "status"))
+    flows = {"records": 1200, "capacity": 262144, "waiting": 0, "collector": None, "reachable": None, "exported": 0}
+    fake.status = described(flows=flows)
+    assert "flows     1.20 k of 262 k records" in screen(fake, "status")
+    fake.status = described(flows=flows | {"collector": "192.0.2.1:4739", "reachable": True, "exported": 5_000_000})
+    assert "flows     1.20 k of 262 k records, 5.00 M sent to 192.0.2.1:4739" in screen(fake, "status")
+    fake.status["flows"]["reachable"] = False
+    fake.status["losses"] |= {"flow_cache": 7, "ipfix": 9}
+    assert any(line.endswith("which cannot be reached") for line in screen(fake, "status"))
+    assert "lost      7 records of flows (no room), 9 records of flows (not received)" in screen(fake, "status")
+
+
 def test_status_fits_the_screen_in_an_ordinary_attack(fake: FakeDaemon) -> None:
     everything = attacked()
     keys = ("mode", "rates", "policy", "window", "top", "losses", "anomalies", "totals")

@@ -72,11 +72,16 @@ def test_what_has_ended_arrives_and_the_rest_when_the_daemon_ends(place):
         async with Export() as at:
             at.export.configure(config(place))
             assert at.export.exports
+            state = {"records": 0, "capacity": 1000, "waiting": 0, "collector": f"127.0.0.1:{place.port}", "reachable": True, "exported": 0}
+            assert at.export.state() == state
             await at.window(1, *flows_of(range(1, 301), 5.0))
             await at.window(4, *flows_of(range(200, 401), 39.0))
             found = await asyncio.to_thread(place.take, 199)
             assert ports(found) == [*range(1, 200)] and {record["ingressInterface"] for record in found} == {7}
             assert {record["flowEndReason"] for record in found} == {1}
+            while at.export.state()["exported"] < 199:
+                await asyncio.sleep(0.01)
+            assert at.export.state() == {**state, "records": 201, "exported": 199}
         found = await asyncio.to_thread(place.take, 400)
         assert ports(found) == [*range(1, 401)] and {record["flowEndReason"] for record in found[199:]} == {4}
         assert at.export.losses() == {"flow_cache": 0, "ipfix": 0} and not len(at.cache)
@@ -99,7 +104,7 @@ def test_a_collector_that_is_named_later_gets_what_ends_then(place):
     async def work():
         async with Export() as at:
             at.export.configure(config())
-            assert not at.export.exports
+            assert not at.export.exports and at.export.state()["collector"] is at.export.state()["reachable"] is None
             await at.window(1, *flows_of([1], 5.0))
             await at.window(4, *flows_of([2], 39.0))
             await at.idle()
@@ -148,6 +153,7 @@ def test_what_is_lost_is_told(place):
             at.export.configure(config(place))
             while not at.told:
                 await asyncio.sleep(0.01)
+            assert at.export.state()["reachable"] is False
             await at.window(1, *flows_of(range(1, 11), 5.0))
             at.task.cancel()
             await asyncio.gather(at.task, return_exceptions=True)

@@ -189,7 +189,25 @@ class Screen:
 
     def _policy_and_tables(self) -> list[str]:
         tables = [] if self._tight else self._tables()
-        return [*self._line("policy", self._policy()), *(self._line("tables", tables) if tables else [])]
+        flows = [] if self._tight else self._flows()
+        return [
+            *self._line("policy", self._policy()),
+            *(self._line("tables", tables) if tables else []),
+            *(self._line("flows", flows) if flows else []),
+        ]
+
+    def _flows(self) -> list[Cell]:
+        """The records that are kept, and where those go that have ended; nothing where flows are off."""
+        flows = fields.value(self._document, "flows")
+        if not isinstance(flows, dict):
+            return []
+        capacity, collector = fields.number(flows, "capacity"), safe(fields.text(flows, "collector"))
+        parts: list[Cell] = [f"{short(fields.number(flows, 'records'))} of {short(capacity)} records"]
+        if collector:
+            parts.append(f"{short(fields.number(flows, 'exported'))} sent to {collector}")
+        if fields.value(flows, "reachable") is False:
+            parts.append(("which cannot be reached", "red"))
+        return parts
 
     def _ports(self, ports: Sequence[Document]) -> list[str]:
         """Those with the most sources."""
@@ -274,7 +292,8 @@ class Screen:
             if isinstance(of_logs, dict):
                 of_all = sum(fields.number(of_logs, path) for path in of_logs)
                 lost += _counted({name: of_all}, **{name: f"for log files ({why})"})
-        lost += _counted(losses, followers="for followers", influxdb="points for InfluxDB")
+        lost += _counted(losses, followers="for followers", influxdb="points for InfluxDB",
+                         flow_cache="records of flows (no room)", ipfix="records of flows (not received)")  # fmt: skip
         if lost:
             lines += self._line("lost", lost, "bold", "red")
         packets = {name: fields.number(books, name, "packets") for name in ("evicted", "untracked")}

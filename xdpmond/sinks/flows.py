@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -107,6 +108,18 @@ class FlowExport:
                         await self._changed.wait()
         for sink in (*self._ending, *([self._sink] if self._sink else [])):
             await asyncio.to_thread(sink.close, timeout)
+
+    def state(self) -> dict[str, Any]:
+        """For the status. `waiting` of the records have ended. `reachable` is what the network says; a collector that says nothing is."""
+        sink = self._sink
+        return {
+            "records": len(self._cache),
+            "capacity": self._cache.most,
+            "waiting": self._cache.due,
+            "collector": str(sink.collector) if sink else None,
+            "reachable": not sink.failing if sink else None,
+            "exported": sink.sent if sink else 0,
+        }
 
     def losses(self) -> Mapping[str, int]:
         """Records that nobody got: that found no room, or that the collector refused."""

@@ -76,7 +76,7 @@ class IpfixSink:
         """Records in the datagrams since it was last looked whether one was refused."""
         self._datagrams = 0
         """So many of them."""
-        self._failing = False
+        self.failing = False
         self._lost_before_failure = 0
         self._due = 0.0
         """When the templates are to be sent again, or a collector that refused to be tried."""
@@ -135,7 +135,7 @@ class IpfixSink:
             if self._monotonic() >= self._due:
                 self._greet()
             with self._changed:
-                if self._waiting and not self._failing:
+                if self._waiting and not self.failing:
                     return self._waiting.popleft()
                 if self._closing:
                     return None
@@ -145,7 +145,7 @@ class IpfixSink:
         while not self._abandoned:
             if self._monotonic() >= self._due:
                 self._greet()
-            if self._failing:
+            if self.failing:
                 if self._closing:
                     break
                 with self._changed:
@@ -166,7 +166,7 @@ class IpfixSink:
 
     def _greet(self) -> None:
         """Send the templates, to the address that the collector has now."""
-        again = self._failing or self._socket is None
+        again = self.failing or self._socket is None
         try:
             self._connect()
             self._transmit(self._encoder.templates(self._clock()).data)
@@ -175,8 +175,8 @@ class IpfixSink:
             self._fail(error)
             return
         self._due = self._monotonic() + self.settings.template_interval
-        if self._failing:
-            self._failing = False
+        if self.failing:
+            self.failing = False
             lost = self.lost - self._lost_before_failure
             self._tell(f"the IPFIX collector {self.collector} is there again; {lost} records of flows were lost to it", Priority.NOTICE)
 
@@ -192,8 +192,8 @@ class IpfixSink:
 
     def _fail(self, error: OSError) -> None:
         self._disconnect()
-        if not self._failing:
-            self._failing = True
+        if not self.failing:
+            self.failing = True
             self._lost_before_failure = self.lost
             reason = error.strerror or repr(error)
             self._tell(f"the IPFIX collector {self.collector} cannot be reached: {reason}; records of flows wait until it can be")
