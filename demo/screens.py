@@ -173,7 +173,7 @@ def shown(command: list[str], lab: Lab, *, frames: int = 0) -> list[str]:
             written += os.read(ours, 65536)
         except OSError:  # nobody holds the other side any more
             break
-        if frames and not asked and written.count(b"\x1b[J") >= frames:
+        if frames and not asked and written.count(b"\x1b[J") > frames:
             os.write(ours, b"q")
             asked = True
     os.close(ours)
@@ -181,7 +181,7 @@ def shown(command: list[str], lab: Lab, *, frames: int = 0) -> list[str]:
         raise AssertionError(f"{' '.join(command)} ended with {process.returncode}:\n{written.decode()}")
     text = written.decode().replace("\r\n", "\n")
     if frames:
-        text = text.rpartition("\x1b[H")[2].partition("\x1b[J")[0].replace("\x1b[K", "")
+        text = re.sub(r"\x1b\[[JK]", "", text.split("\x1b[H")[2 * frames - 1])
     return text.rstrip("\n").split("\n")
 
 

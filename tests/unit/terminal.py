@@ -102,7 +102,6 @@ class Screen:
                 self.alternate = on
                 if on:
                     self._clear()
-                    self._row = self._column = 0
             elif numbers == "25":
                 self.cursor = on
             elif numbers == "7":
@@ -111,15 +110,15 @@ class Screen:
                 raise AssertionError(f"mode {numbers} is not known")
         elif letter == "H":
             assert not numbers
+            if self._column or self._row:
+                self._drawn = self._now()
+                self.frames += 1
             self._row = self._column = 0
-        elif letter == "K":
-            self._grid[self._row][self._column :] = [" "] * (self.columns - self._column)
-        elif letter == "J":
-            self._grid[self._row][self._column :] = [" "] * (self.columns - self._column)
-            for row in self._grid[self._row + 1 :]:
+        elif letter in "KJ":
+            at = min(self._column, self.columns - 1)  # after the last column the cursor stands on it
+            self._grid[self._row][at:] = [" "] * (self.columns - at)
+            for row in self._grid[self._row + 1 :] if letter == "J" else []:
                 row[:] = [" "] * self.columns
-            self._drawn = self._now()
-            self.frames += 1
         else:
             assert letter == "m", letter
 

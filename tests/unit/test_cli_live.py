@@ -132,6 +132,14 @@ def test_a_screen(start: Callable[..., Watch]) -> None:
     assert watch.screen.text.strip() == "", "nothing of it is left on the ordinary screen"
 
 
+def test_a_line_that_fills_the_screen_keeps_its_end(start: Callable[..., Watch]) -> None:
+    watch = start("top", "--watch", "60")
+    watch.say(windows=[window(number) for number in range(1, 10)] * 8)
+    watch.until("q quit")
+    assert len(watch.screen.lines[2]) == 80
+    assert watch.screen.lines[2].endswith("in 72 windows of 1m")
+
+
 @pytest.mark.parametrize(
     ("end", "status"),
     [

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import queue
-import re
 import signal
 import sys
 import threading
@@ -28,7 +27,7 @@ from .render import safe
 from .resolve import Resolver
 from .status import Screen, told
 from .talkers import Look, Rates, Subject, mean_rates, table_of
-from .terminal import Terminal
+from .terminal import PAINT, Terminal
 
 INTERVAL_SECONDS = 2.0
 STATUS_SECONDS = 10.0
@@ -243,6 +242,7 @@ class Live:
         room, groups = height - len(head) - len(foot), -1 if legend else 0
         for group in layout.lines(style, columns, made, of, lead, width=width, legend=legend):
             if len(body) + len(group) > room:
+                body = body or [clip(line, width) for line in group[:room]]
                 break
             body += [clip(line, width) for line in group]
             groups += 1
@@ -344,18 +344,13 @@ def _run(terminal: Terminal, live: Live, asker: Asker) -> int:
                 raise answer
 
 
-_PAINT = re.compile(r"(\x1b\[[0-9;]*m)")
-
-
 def clip(line: str, width: int) -> str:
     """As much of a line as fits, its colours not counted."""
     if len(line) <= width:
         return line
-    parts, left = [], width
-    for part in _PAINT.split(line):
-        if part.startswith("\x1b"):
-            parts.append(part)
-        else:
-            parts.append(part[:left])
-            left -= len(parts[-1])
-    return "".join(parts)
+    parts, left, at = [], width, 0
+    for paint in PAINT.finditer(line):
+        parts += [line[at : paint.start()][:left], paint[0]]
+        left -= len(parts[-2])
+        at = paint.end()
+    return "".join(parts) + line[at:][:left]

@@ -23,6 +23,7 @@ ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 LEAVE = "\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l"
 HOME, CLEAR_LINE, CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
+PAINT = re.compile(r"\x1b\[[0-9;]*m")
 _OTHER_KEYS = re.compile(r"\x1b(\[[0-9;]*[ -/]*[@-~]|O.|)")
 """Arrows and the like, of which we know none."""
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -83,8 +84,11 @@ class Terminal:
         return size if size.columns and size.lines else os.terminal_size((80, 24))
 
     def draw(self, lines: Sequence[str]) -> None:
-        """Write a whole screen at once."""
-        self._out.write(HOME + (CLEAR_LINE + "\n").join(lines) + CLEAR_LINE + CLEAR_BELOW)
+        """Write a whole screen at once. Of the one before, only what is right of shorter lines is cleared, and what is below: after a line
+        that fills the screen, the cursor stands on its last character."""
+        columns = self.size.columns
+        ended = [line + CLEAR_LINE if len(PAINT.sub("", line)) < columns else line for line in lines]
+        self._out.write(HOME + "\n".join([*ended[:-1], CLEAR_BELOW + ended[-1]]) + HOME)
         self._out.flush()
 
     def wake(self) -> None:
