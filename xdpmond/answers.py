@@ -99,11 +99,9 @@ class Shower:
     def _of_network(self, prefix: Prefix) -> tuple[str, str]:
         entry = self.policy.over(prefix)
         verdict, rule = (entry.verdict, str(entry.prefix)) if entry else (self.default, "default")
-        within = (prefix.length + 1, prefix.family.bits)
-        if not self.policy.any_inside(prefix, *within):
+        if not self.policy.any_inside(prefix, prefix.length + 1, prefix.family.bits):
             return verdict, rule
-        same = all(other is verdict for _, other in self.policy.inside(prefix, *within))
-        return verdict if same else MIXED, MIXED
+        return MIXED if self.policy.any_other_inside(prefix, verdict) else verdict, MIXED
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +137,8 @@ class Wanted:
         for family, length in ((Family.IPV4, prefix_length), (Family.IPV6, prefix_length6)):
             if length is None:
                 continue
-            if not 1 <= length <= family.bits:
-                raise UsageError(f"{length} is no length of a prefix", hint=f"1 to {family.bits} for {family.label}")
+            if length > family.bits:
+                raise UsageError(f"{length} is no length of a prefix", hint=f"0 to {family.bits} for {family.label}")
             bits[family] = length
         return cls(_BY[by], min(max(limit, 1), MOST_ROWS), port, protocol_of(protocol, port), local, bits)
 

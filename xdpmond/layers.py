@@ -287,6 +287,12 @@ class Segment:
         overlaid = self._overlaid(first, last)
         return any(self.overlay[address] is not None for address in overlaid) or high - low > len(overlaid)
 
+    def any_other_between(self, first: bytes, last: bytes, code: int) -> bool:
+        """Has any of them another verdict? Also true where the overlay hides the only ones that have."""
+        low, high = self._range(first, last)
+        overlaid = (self.overlay[address] for address in self._overlaid(first, last))
+        return bool((self.base.verdicts[low:high] != code).any()) or any(entry and CODES[entry.verdict] != code for entry in overlaid)
+
     def _range(self, first: bytes, last: bytes) -> tuple[int, int]:
         addresses = self.base.addresses
         low, high = column(self.key[0], first + last)

@@ -48,9 +48,9 @@ class Database:
             self._ipv6 = self._reader.metadata().ip_version == 6
         except OSError as error:
             raise ConfigError(f"names.{setting}: {file}: {error.strerror or error}") from None
-        except Exception as error:  # of a file with any content the library may raise any
-            hint = "is it whole, and in MaxMind's format?"
-            raise ConfigError(f"names.{setting}: {file} is not a database that can be read: {error}", hint=hint) from None
+        except Exception:  # of a file with any content the library may raise any
+            hint = "it is not in MaxMind's format (.mmdb), or not whole"
+            raise ConfigError(f"names.{setting}: {file} is not a database that can be read", hint=hint) from None
 
     def find(self, family: Family, packed: bytes, length: int) -> Mapping[str, Any]:
         """The record that holds for the whole prefix; empty if there is none."""

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .errors import FileEntryError, GuardError, LockOutError, NoSuchEntryError
-from .layers import ALLOW, DENY, VERDICTS, Layer, Segment, merge, touched
+from .layers import ALLOW, CODES, DENY, VERDICTS, Layer, Segment, merge, touched
 from .model import Entry, Family, Mode, Origin, Prefix, Verdict, format_address
 from .prefixes import ADDRESS, Bulk, Key, PrefixSet, bounds, column, each_prefix, find, masked, packed
 
@@ -203,6 +203,19 @@ class Policy:
             if max(shortest, prefix.length) <= length <= longest
             for segment in segments
         )
+
+    def any_other_inside(self, prefix: Prefix, verdict: Verdict | None) -> bool:
+        """Is there anything effective within the prefix, longer than that, whose verdict is another one?"""
+        first, last = bounds(prefix)
+        code = CODES.get(verdict, 0) if verdict else 0
+        for length, segments in self._lengths[prefix.family]:
+            if length > prefix.length and any(segment.any_other_between(first, last, code) for segment in segments):
+                codes: dict[bytes, int] = {}
+                for segment in reversed(segments):  # the strongest last
+                    codes.update(segment.between(first, last))
+                if any(other != code for other in codes.values()):
+                    return True
+        return False
 
     def covering(self, family: Family, address: bytes, shortest: int, longest: int) -> Verdict | None:
         """The verdict of the longest effective prefix that covers the address, among those of these lengths."""

@@ -224,6 +224,15 @@ def test_what_is_inside_a_prefix(policy, outer, shortest, longest):
     ]
     assert policy.inside(outer, shortest, longest) == sorted(wanted, key=lambda found: (found[0].length, found[0].address))
     assert policy.any_inside(outer, shortest, longest) == bool(wanted)
+    longer = {
+        of.verdict
+        for of in policy.effective().values()
+        if of.prefix.length > outer.length and outer.covers(of.prefix.family, of.prefix.address)
+    }
+    for verdict in (Verdict.ALLOW, Verdict.DENY, Verdict.LOG, None):
+        assert policy.any_other_inside(outer, verdict) == bool(longer - {verdict})
+    over = [of for of in policy.effective().values() if of.prefix.length <= outer.length and of.prefix.covers(outer.family, outer.address)]
+    assert policy.over(outer) == max(over, key=lambda of: of.prefix.length, default=None)
 
 
 @given(policies(), addresses(), st.integers(0, 128), st.integers(0, 128))

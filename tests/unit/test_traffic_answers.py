@@ -204,7 +204,9 @@ def test_sums_of_networks():
     assert [(row["source"], row["sources"]) for row in both] == [("10.0.0.0/16", 1), ("192.0.0.0/16", 3), ("2001:db8::/64", 2)]
     *rest, last = top(world(), by="packets", prefix_length=8, local=False)
     assert last == {"hidden": {"local": {"ipv4": 2, "ipv6": 0}}} and rest[0]["source"] == "192.0.0.0/8"
-    for wrong in ({"prefix_length": 33}, {"prefix_length": 0}, {"prefix_length6": 129}):
+    everybody = top(world(), prefix_length=0, port=22)
+    assert [(row["source"], row["sources"]) for row in everybody][:1] == [("0.0.0.0/0", 4)]
+    for wrong in ({"prefix_length": 33}, {"prefix_length6": 129}):
         with pytest.raises(UsageError, match="is no length of a prefix"):
             top(world(), **wrong)
 
