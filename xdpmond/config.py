@@ -578,7 +578,7 @@ def _check_metrics(of: Metrics, error: Contradiction) -> None:
     if of.textfile and not of.textfile.endswith(".prom"):
         raise error("metrics", "textfile", f"{of.textfile} does not end in .prom", "node_exporter reads no other files")
     if of.enable and not of.listen.local and not of.insecure and not (of.certificate and of.users):
-        missing = " and ".join(name for name, there in (("certificate and key", of.certificate), ("users", of.users)) if not there)
+        missing = "users" if of.certificate else "certificate and key" if of.users else "certificate, key and users"
         raise error("metrics", "listen", f"{of.listen} can be reached by others than this host, and {missing} are not set",
                     "set them, or listen on 127.0.0.1, or set insecure = true if that is meant")  # fmt: skip
 

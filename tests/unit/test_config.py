@@ -527,7 +527,7 @@ USER = "prometheus:scrypt:14:8:1:AAAAAAAAAAAAAAAAAAAAAA:AAAAAAAAAAAAAAAAAAAAAAAA
         (f'[metrics]\n{TLS}listen = "unix:/run/x"', "metrics.certificate: a Unix socket needs no TLS"),
         ('[metrics]\ntextfile = "/var/x.txt"', "metrics.textfile: /var/x.txt does not end in .prom"),
         ('[metrics]\nenable = true\nlisten = "0.0.0.0:9958"', "metrics.listen: 0.0.0.0:9958 can be reached by others than this host, and"
-         " certificate and key and users are not set (set them, or listen on 127.0.0.1, or set insecure = true if that is meant)"),
+         " certificate, key and users are not set (set them, or listen on 127.0.0.1, or set insecure = true if that is meant)"),
         (f'[metrics]\nenable = true\n{TLS}listen = "[::]:9958"', "can be reached by others than this host, and users are not set"),
         ('[influxdb]\nurl = "127.0.0.1:8086"', "influxdb.url: '127.0.0.1:8086' is not a URL"),
         ('[influxdb]\nurl = "http://u:tomato@h:8086"', "influxdb.url: a URL with a user"),

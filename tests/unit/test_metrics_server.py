@@ -64,6 +64,8 @@ def serve():
     for server in begun:
         server.close()
         assert not server._thread.is_alive()
+        left = [server.records.get().text for _ in range(server.records.qsize())]
+        assert not [text for text in left if "Traceback" in text or "exception" in text], left
 
 
 def connect(server):
@@ -323,6 +325,14 @@ def test_tls(serve, pair):
     with pytest.raises(OSError):
         ask(server, context=old)
     assert server.records.empty()
+
+
+@pytest.mark.parametrize("pieces", range(5))
+def test_over_tls_an_answer_without_a_length_ends(serve, pair, pieces):
+    certificate, key = pair("list")
+    # Should only the limit end it, the test would have lost its patience by then.
+    server = serve({"certificate": certificate, "key": key, "list": True}, sources=lambda: iter([b"x" * 100_000] * pieces), patience=3600)
+    assert len(ask(server, "/list", context=ssl.create_default_context(cafile=certificate))[2]) == 100_000 * pieces
 
 
 def test_a_renewed_certificate_is_noticed(serve, pair):

@@ -75,7 +75,7 @@ class MetricsServer:
         self._users = Users(settings.users)
         self._failing = False
         self._puzzled = False
-        """Was an error of our own told?"""
+        """Was an error of our own told already?"""
         self._stopping = threading.Event()
         self._connections: dict[asyncio.Task[None], None] = {}
         """From the oldest to the newest."""
@@ -116,6 +116,7 @@ class MetricsServer:
         self._looking = asyncio.Lock()
         self._listing = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(lambda _, context: self._wonder(str(context)))
         if self._stopping.is_set():
             return
         stopped = asyncio.create_task(self._stop.wait())
@@ -189,16 +190,15 @@ class MetricsServer:
                     if context:
                         handshake = {"ssl_handshake_timeout": self._patience, "ssl_shutdown_timeout": _LINGER}
                     transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection, ssl=context, **handshake)
-                    transport.set_write_buffer_limits(0)  # so that `drain` returns when all has left
+                    transport.set_write_buffer_limits(1, 0)  # so that `drain` returns when all has left
                     await self._answer(reader, asyncio.StreamWriter(transport, protocol, reader, loop), limit)
         except Exception:
-            if not self._puzzled:
-                self._puzzled = True
-                self._tell(f"a request for metrics failed:\n{traceback.format_exc()}", Priority.ERROR)
+            self._wonder(traceback.format_exc())
         finally:
-            if transport:
+            if transport is None:
+                connection.close()
+            elif not transport.is_closing():
                 transport.abort()
-            connection.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: asyncio.Timeout) -> None:
         head = b""
@@ -280,6 +280,12 @@ class MetricsServer:
         if self._failing:
             self._failing = False
             self._tell(f"metrics are served on {self.settings.listen} now", Priority.NOTICE)
+
+    def _wonder(self, error: str) -> None:
+        """An error of our own, or of the library's, has ended a connection. Told once: whoever can cause it can cause it often."""
+        if not self._puzzled:
+            self._puzzled = True
+            self._tell(f"a request for metrics failed:\n{error}", Priority.ERROR)
 
     def _tell(self, text: str, priority: int | None = None) -> None:
         self._report(Record(Message.METRICS_PROBLEM, text, {"listen": str(self.settings.listen)}, priority=priority))
