@@ -228,8 +228,8 @@ class Flows:
         The record of a flow ends when nothing has come for so long, again up to a window later. That of a TCP connection ends 2 s after its
         FIN or RST.""")
     records: int = _setting(262144, number(1024, 16777216), """
-        The most records that are kept, 113 bytes each while there are so many. A flow that finds no room makes a record that ends with its
-        window, and is not shown.""")
+        The most records that are kept, 109 bytes each while there are so many. A flow that finds no room makes a record that ends with its
+        window, and is not shown. A change takes effect at the next start.""")
 
 
 @dataclass(frozen=True, slots=True)

@@ -298,8 +298,8 @@ def restart_notes(old: Config, new: Config) -> list[str]:
         notes.append("[tables] takes effect at the next start")
     if (old.events.enable, old.events.ring_size) != (new.events.enable, new.events.ring_size):
         notes.append("events.enable and events.ring_size take effect at the next start")
-    if (old.destination, old.flows.enable) != (new.destination, new.flows.enable):
-        notes.append("destination and flows.enable take effect at the next start")
+    if (old.destination, old.flows.enable, old.flows.records) != (new.destination, new.flows.enable, new.flows.records):
+        notes.append("destination, flows.enable and flows.records take effect at the next start")
     if old.bus != new.bus:
         notes.append("[bus] takes effect at the next start")
     return notes

@@ -120,7 +120,7 @@ def _chunks(number: int) -> Iterator[slice]:
 
 
 class FlowCache:
-    """At most `most` records, 113 bytes each; memory is taken as they come."""
+    """At most `most` records, 109 bytes each; memory is taken as they come."""
 
     def __init__(self, most: int):
         self.most = most
