@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONFIG, DENIED4, DENIED6, UNLISTED4, Start, World
+from conftest import CONFIG, DENIED4, DENIED6, ROOT, UNLISTED4, UNLISTED6, Start, World
 
 from bench.path import Vary
 from bench.stage import NotifySocket, private_memory
+from tests.borrowed import borrowed, environment
 from tests.lab import Daemon, wait_for, within
 from xdpmond.model import Family
 
@@ -103,6 +104,33 @@ def test_sigusr1_goes_on_in_a_new_file(world: World, start: Start, tmp_path: Pat
     datagram(world, DENIED4, 1)
     wait_for(lambda: holds(path, DENIED4.net), "the next event", 10)
     assert holds(moved, UNLISTED4.net)
+
+
+def test_logrotate_by_the_example(world: World, start: Start, tmp_path: Path) -> None:
+    """Debian's logrotate with the example as it is, but for the directory, the user and the way to the daemon."""
+    path = tmp_path / "events.jsonl"
+    daemon = start(CONFIG + log(path, 'rotate_size = "0"'))
+    example = (ROOT / "contrib" / "logrotate" / "xdpmond").read_text()
+    for ours, here in (
+        ("/var/log/xdpmond", str(tmp_path)),
+        ("su xdpmond adm", "su root root"),
+        ("systemctl kill --kill-whom=main --signal=SIGUSR1 xdpmond.service", f"kill -USR1 {daemon.pid}"),
+    ):
+        assert ours in example
+        example = example.replace(ours, here)
+    config = world.lab.write("logrotate.conf", example)
+    config.chmod(0o644)
+    tree = borrowed("logrotate")
+    rotate = [tree / "usr/sbin/logrotate", "--force", "--state", world.lab.directory / "logrotate.state", config]
+    for number, ends in enumerate((UNLISTED4, DENIED4, UNLISTED6), 1):
+        datagram(world, ends, number)
+        wait_for(lambda ends=ends: holds(path, ends.net), "the event", 10)  # type: ignore[misc]
+        done = subprocess.run(rotate, env=environment(tree), capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        wait_for(lambda: path.exists() and not path.stat().st_size, "the new file", 10)
+    assert holds(tmp_path / "events.jsonl.1", UNLISTED6.net)
+    older = [gzip.decompress((tmp_path / f"events.jsonl.{age}.gz").read_bytes()).decode() for age in (2, 3)]
+    assert DENIED4.net in older[0] and UNLISTED4.net in older[1]
 
 
 @pytest.fixture
