@@ -46,7 +46,8 @@ class Page:
         if self._application is None:
             self._application = make_wsgi_app(_registry(self._families))
         headers: list[tuple[str, str]] = []
-        environment = {"PATH_INFO": "/metrics", "QUERY_STRING": query, "HTTP_ACCEPT": accept, "HTTP_ACCEPT_ENCODING": accept_encoding}
+        environment = {"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics", "QUERY_STRING": query}
+        environment |= {"HTTP_ACCEPT": accept, "HTTP_ACCEPT_ENCODING": accept_encoding}
         body = b"".join(self._application(environment, lambda status, given: headers.extend(given)))
         return headers, body
 

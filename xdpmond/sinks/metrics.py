@@ -369,8 +369,10 @@ def require_within(settings: Metrics, writable: Sequence[str]) -> None:
     """Refuse a socket that the service, which may write below these paths, cannot make, whoever asks. Raises ConfigError."""
     path = settings.listen.path
     if settings.enable and path and not any(Path(path).is_relative_to(place) for place in writable):
-        raise ConfigError(f"metrics.listen: {path} cannot be made: the service may not write there",
-                          hint="the service may in /run/xdpmond, and where ReadWritePaths= says: systemctl edit xdpmond")  # fmt: skip
+        raise ConfigError(f"metrics.listen: {path} cannot be made: the service may not write there", hint=_PLACES)
+
+
+_PLACES = "the service may write in /run/xdpmond, and where ReadWritePaths= says: systemctl edit xdpmond"
 
 
 def require_servable(settings: Metrics, *, by_us: bool = True) -> None:
@@ -382,6 +384,8 @@ def require_servable(settings: Metrics, *, by_us: bool = True) -> None:
     directory = Path(settings.listen.path).parent
     if settings.listen.path and not directory.is_dir():
         raise ConfigError(f"metrics.listen: there is no directory {directory}")
+    if settings.listen.path and by_us and not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+        raise ConfigError(f"metrics.listen: {settings.listen.path} cannot be made: {directory} may not be written", hint=_PLACES)
     for name, path in (("certificate", settings.certificate), ("key", settings.key)):
         try:
             if path:
