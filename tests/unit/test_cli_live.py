@@ -122,7 +122,7 @@ def test_a_screen(start: Callable[..., Watch]) -> None:
     assert lines[0] == "MONITOR  nothing is dropped"
     assert lines[1].startswith("traffic   5 packets/s")
     assert lines[2].startswith("windows   █  most 5 packets/s in 1 window of 1m")
-    assert lines[3].startswith("talkers  ") and "every 0.2s; by bytes/s" in lines[3]
+    assert lines[3].startswith("talkers  ") and "; by bytes/s" in lines[3]
     assert cells(lines[4])[:2] == ["SOURCE", "TO"] and {"BYTES/S", "VERDICT", "RULE", "FIRST"} <= set(cells(lines[4]))
     assert len(watch.sources()) == 8
     assert lines[-1].startswith("q quit")
@@ -235,6 +235,21 @@ def test_pausing_asks_nothing_and_changes_nothing(start: Callable[..., Watch]) -
     watch.console.type(" ")
     watch.until("nobody has sent anything yet")
     assert "PAUSED" not in watch.screen.text
+
+
+def test_a_daemon_that_needs_long_is_asked_less_often(start: Callable[..., Watch]) -> None:
+    watch = start("top", "--watch", "0.2")
+    watch.until("every 0.")
+    watch.say(hangs=True)
+    calls = watch.calls
+    watch.console.until(lambda _: watch.calls > calls)
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        watch.console.read(0.05)
+    watch.say()
+    watch.console.until(lambda screen: any(line.partition("every ")[2][:1] in "456789" for line in screen.lines if "every " in line))
+    watch.console.type("q")
+    assert watch.console.ended() == 0
 
 
 @pytest.mark.parametrize("size", [(120, 40), (60, 10), (40, 6), (20, 3), (1, 1)])

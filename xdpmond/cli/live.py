@@ -1,8 +1,7 @@
 """The live screen of `top` and `flows`: the same rows again and again, in place, with what moves now.
 
 The daemon is asked by a thread of its own, one question at a time, so that keys, signals and a new size of the terminal are answered
-while it works or does not answer at all. The daemon is not asked more often than it can answer: the next question comes when the
-interval is over, and no sooner than half an interval after the answer.
+while it works or does not answer at all. A daemon that needs long for an answer is asked less often.
 
 Rates are those between two answers. The figures of a talker are of the last full window and the running one, so they fall when a window
 ends: then, for one refresh, the rates before it stand. What was not there before has no rate of its own yet; the mean stands for it, dim.
@@ -23,13 +22,16 @@ from ..errors import NotRunningError, XdpmondError
 from . import fields, layout
 from .context import Context, Daemon
 from .fields import Document
-from .render import safe
+from .render import safe, span
 from .resolve import Resolver
 from .status import Screen, told
 from .talkers import Look, Rates, Subject, mean_rates, table_of
 from .terminal import PAINT, Terminal
 
 INTERVAL_SECONDS = 2.0
+MOST_BUSY = 0.25
+"""The part of the time that the daemon may be busy with our questions."""
+SLOWEST_SECONDS = 15.0
 STATUS_SECONDS = 10.0
 """The head of the screen is asked for no more often: the daemon's own figures are no newer."""
 ASKED_ROWS = 200
@@ -174,7 +176,9 @@ class Live:
         self._meter = Meter()
         self._meter.take(answer)
         self.by = str(subject.options["by"])
-        self.seconds: float = given.watch or INTERVAL_SECONDS
+        self._wanted: float = given.watch or INTERVAL_SECONDS
+        self.seconds = self._wanted
+        """From one question to the next."""
         self.limit: int | None = given.limit
         self.local: object = subject.options.get("local")
         self.names = bool(getattr(given, "resolve", False))
@@ -189,6 +193,10 @@ class Live:
             self._meter, self.problem = Meter(), None  # another daemon may have begun to count anew
         self._meter.take(answer)
         self._answer = answer
+
+    def pace(self, seconds: float) -> None:
+        """The daemon needed so long for an answer. With a million sources that is most of a second of work: it is asked less often then."""
+        self.seconds = max(self._wanted, min(seconds / MOST_BUSY, SLOWEST_SECONDS))
 
     @property
     def options(self) -> dict[str, object]:
@@ -275,7 +283,7 @@ class Live:
         order = self.by if self.totals else f"{'syns' if self.by == 'syn' else self.by}/s"
         local = {True: ", local ones too", False: ", no local ones"}.get(self.local, "") if isinstance(self.local, bool) else ""
         clock = time.strftime("%H:%M:%S", time.localtime(answer.moment))
-        when = f"{clock}, every {self.seconds:g}s"
+        when = f"{clock}, every {self.seconds:.2g}s" if self.seconds < 10 else f"{clock}, every {span(self.seconds)}"
         if self.paused:
             when = style("PAUSED", "bold", "yellow") + f" at {clock}"
         if self.problem is not None:
@@ -313,10 +321,13 @@ def _run(terminal: Terminal, live: Live, asker: Asker) -> int:
     """Return the signal that ended it, or 0."""
     asked = time.monotonic()
     due, busy, anew = asked + live.seconds, False, False
+    drawn: tuple[os.terminal_size, list[str]] | None = None
     while True:
         size = terminal.size
         lines, rows = live.lines(size.columns, size.lines)
-        terminal.draw(lines)
+        if drawn != (size, lines):
+            terminal.draw(lines)
+            drawn = size, lines
         if not busy and (anew or (not live.paused and time.monotonic() >= due)):
             asked, busy, anew = time.monotonic(), True, False
             asker.ask(live.options)
@@ -326,15 +337,19 @@ def _run(terminal: Terminal, live: Live, asker: Asker) -> int:
             return happened.ended
         if happened.stop:
             terminal.suspend()
+            drawn = None
             continue
         for key in happened.keys:
             if key in "qQ":
                 return 0
+            if key == "\f":  # Ctrl-L: somebody else has written on the screen
+                drawn = None
             anew = live.key(key, rows) or anew
         answer = asker.answer() if busy else None
         if answer is not None:
             busy = False
-            due = max(asked + live.seconds, time.monotonic() + live.seconds / 2)
+            live.pace(time.monotonic() - asked)
+            due = asked + live.seconds
             if isinstance(answer, Answer):
                 if not live.paused:
                     live.take(answer)
