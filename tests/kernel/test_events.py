@@ -62,7 +62,7 @@ class Book:
         told = int(events["suppressed"].sum(dtype="u8"))
         accounted = made + told + merged + over_budget + ring_full + waiting(self._datapath) - self._waiting
         assert accounted == reportable(self._datapath) - self.reportable
-        return Tallies(Count(), Count(), Count(), 0, made, ring_full, over_budget, merged, {})
+        return Tallies(Count(), Count(), Count(), Count(), 0, made, ring_full, over_budget, merged, {})
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from .packets import MAC, random_sources, tcp
 
 TABLES = {"sets": 4}
 """Room for 16 talkers."""
+BOTH_KINDS = True
 
 
 @pytest.fixture
