@@ -29,7 +29,7 @@ import numpy as np
 from . import __version__, memory
 from .attribution import RuleBook
 from .batch import EventBatch, Match
-from .config import Config, ConfigPaths, config_warnings, load, require_force
+from .config import Config, ConfigPaths, config_warnings, load, naming_the_place, require_force
 from .errors import KernelError, StateError, UsageError, XdpmondError
 from .feeds import BlockedSources
 from .interfaces import Interfaces
@@ -126,8 +126,9 @@ def _check(paths: ConfigPaths, options: argparse.Namespace) -> int:
     writable = writable_paths("xdpmond.service") if not options.config else None
     if writable is not None:
         require_within(config.log, writable)
-    require_sensible(config, writable)
-    Names.open(config.names)
+    with naming_the_place(config):
+        require_sensible(config, writable)
+        Names.open(config.names)
     for warning in config_warnings(config):
         print(f"xdpmond: note: {warning}")
     files = ", ".join(config.files) or "no file: the defaults hold"
@@ -213,7 +214,8 @@ class Daemon:
         """For a reload, which refuses what a start has to put up with: logs that cannot be written now."""
         config = self._load_config()
         require_writable(config.log)
-        require_possible(config)
+        with naming_the_place(config):
+            require_possible(config)
         return config
 
     def _make_store(self) -> OperatorStore | MemoryStore:

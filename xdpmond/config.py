@@ -10,6 +10,7 @@ All is read before any of it counts: a `ConfigError` means that nothing was take
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import tomllib
@@ -334,6 +335,8 @@ class Config:
     """What stands in `allow_files` and `deny_files`. Not a setting."""
     files: tuple[str, ...] = ()
     """The files that were read. Not a setting."""
+    places: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """FILE:LINE of each setting that a file has, by its name as in "metrics.listen". Not a setting."""
 # fmt: on
 
     @property
@@ -352,6 +355,19 @@ class Config:
     def attach_on(self, interface: str) -> AttachMode:
         own = self.interfaces.get(interface)
         return own.attach if own and own.attach else self.attach
+
+
+@contextlib.contextmanager
+def naming_the_place(config: Config) -> Iterator[None]:
+    """What turns out only in use to be wrong with a setting is refused with the file and the line all the same."""
+    try:
+        yield
+    except ConfigError as error:
+        place = config.places.get(error.message.partition(":")[0])
+        if place is None:
+            raise
+        raise ConfigError(f"{place}: {error.message}", hint=error.hint) from None
+
 
 
 TABLES: dict[str, type] = {
@@ -521,7 +537,8 @@ class _Found:
         interfaces = {name: Interface(**self._under("interfaces", name)) for name in sorted(names)}
         arrays: dict[str, Any] = {name: tuple(self._items[name].values()) for name in ARRAYS}
         files = tuple(dict.fromkeys([*self._files, *(of.file for of in self._lists)]))
-        config = Config(**self._under(), **tables, **arrays, interfaces=interfaces, files=files)
+        places = {".".join(map(str, path)): place for path, place in self._places.items()}
+        config = Config(**self._under(), **tables, **arrays, interfaces=interfaces, files=files, places=places)
         _check_metrics(config.metrics, self._contradiction)
         _check_influxdb(config.influxdb, self._contradiction)
         if config.ipfix.collector and not config.flows.enable:

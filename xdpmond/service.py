@@ -19,7 +19,7 @@ import numpy as np
 
 from . import __version__, answers, documents, flowanswers, memory
 from .answers import SHOWN_WINDOWS, Reading, View
-from .config import Config, config_warnings, require_force
+from .config import Config, config_warnings, naming_the_place, require_force
 from .config import Names as NameFiles
 from .errors import (
     ConfigError,
@@ -549,7 +549,8 @@ class Service:
         require_force(config, self._forced or was_so, mode)
         policy = await asyncio.to_thread(self._policy.with_configuration, config.entries, config.lists)
         _require_room(self._policy, policy, config)
-        names = await asyncio.to_thread(self._ports.open_names, config.names)
+        with naming_the_place(config):
+            names = await asyncio.to_thread(self._ports.open_names, config.names)
         try:
             await self._guard(policy, False, config=config)
         except LockOutError as error:

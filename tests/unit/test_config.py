@@ -10,7 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xdpmond.config import ANY_NAME, EACH, SETTINGS, Config, ConfigPaths, Interface, Log, LogFormat, config_warnings, load, require_force
+from xdpmond.config import (
+    ANY_NAME,
+    EACH,
+    SETTINGS,
+    Config,
+    ConfigPaths,
+    Interface,
+    Log,
+    LogFormat,
+    config_warnings,
+    load,
+    naming_the_place,
+    require_force,
+)
 from xdpmond.configdoc import vendor_toml, with_settings
 from xdpmond.errors import ConfigError, GuardError
 from xdpmond.kinds import ENTRIES
@@ -256,6 +269,20 @@ def test_later_values_replace_and_entries_add_up(tree):
     assert config.allow[0].source == f"{main}:2"
     assert [Path(file).name for file in config.files] == ["vendor.toml", "xdpmond.toml", "10-a.toml", "20-b.toml"]
     assert config.entries == config.allow + config.deny
+
+
+@pytest.mark.parametrize(("message", "place"), [
+    ("metrics.textfile: /x.prom cannot be written", "xdpmond.toml.d/a.toml:3: "), ("window: too long", "xdpmond.toml:1: "),
+    ("metrics.listen: stands in no file", ""), ("of no setting", ""),
+])  # fmt: skip
+def test_what_turns_out_later_to_be_wrong_names_the_place(tree, message, place):
+    tree.write("xdpmond.toml", 'window = "2s"\n')
+    tree.write("xdpmond.toml.d/a.toml", '[metrics]\nmax_ports = 7\ntextfile = "/x.prom"\n')
+    config = tree.load()
+    where = f"{tree.paths.main.parent}/" if place else ""
+    with pytest.raises(ConfigError) as refused, naming_the_place(config):
+        raise ConfigError(message, hint="do something")
+    assert (refused.value.message, refused.value.hint) == (f"{where}{place}{message}", "do something")
 
 
 def test_a_prefix_named_twice_is_one_entry_where_it_was_named_last(tree):
