@@ -48,10 +48,10 @@ IPv6AcceptRA=no
 
 
 def package_depends() -> list[str]:
-    """The package names in Depends and Recommends of debian/control, without versions, alternatives and substitutions."""
+    """The package names in Depends, Recommends and Suggests of debian/control, without versions, alternatives and substitutions."""
     text = (ROOT / "debian/control").read_text()
     names: list[str] = []
-    for field in ("Depends", "Recommends"):
+    for field in ("Depends", "Recommends", "Suggests"):
         found = re.search(rf"^{field}:(.*(?:\n[ \t].*)*)", text, re.MULTILINE)
         for item in (found.group(1) if found else "").split(","):
             name = item.split("|")[0].split("(")[0].split("[")[0].strip()
