@@ -20,7 +20,7 @@ from ..messages import Record
 from ..model import Endpoint
 from .ipfix import CAPACITY, IpfixSink
 
-PIECE = 16_384
+PIECE = 32_768
 """Records taken at a time, some milliseconds of work in a thread."""
 
 
