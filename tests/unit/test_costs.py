@@ -56,11 +56,11 @@ SEED = [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F]
 PAGE = " ".join(re.sub(r"\\f.|^\.\w+ ?", "", line) for line in (Path(__file__).parents[2] / "man/xdpmond.toml.5").read_text().splitlines())
 
 
-def shipped(cpus):
-    """The tables as the shipped settings make them, by name."""
+def shipped(cpus, *, flows=False):
+    """The tables as the shipped settings make them, but for flows perhaps, by name."""
     config = Config()
     return tables(cpus=cpus, sets=config.tables.talkers_of_a_cpu(cpus) // abi.WAYS, rule_cells=config.tables.rule_counters,
-                  ring_bytes=config.events.ring_size)  # fmt: skip
+                  ring_bytes=config.events.ring_size, local=False, flows=flows)  # fmt: skip
 
 
 def test_the_manual_says_what_the_shipped_tables_cost():
@@ -73,7 +73,8 @@ def test_the_manual_says_what_the_shipped_tables_cost():
 @pytest.mark.parametrize(("cpus", "talkers"), [(1, 8.4), (8, 8 * 8.4), (64, 67.1)])
 def test_the_manual_says_what_talkers_cost(cpus, talkers):
     assert Formula(cpus, NEW.headers, 4096).cost(shipped(cpus)["talkers"]) / 1e6 == pytest.approx(talkers, abs=0.1)
-    assert "as shipped 8.4 MB for each of up to 8 CPUs, 67.1 MB on larger hosts" in PAGE
+    assert "as shipped 8.4 MB for each of up to 8 CPUs, 67.1 MB on larger hosts. Twice that with" in PAGE
+    assert Formula(cpus, NEW.headers, 4096).cost(shipped(cpus, flows=True)["talkers"]) / 1e6 == pytest.approx(2 * talkers, abs=0.2)
 
 
 def test_the_manual_says_what_prefixes_cost():
