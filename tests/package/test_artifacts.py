@@ -54,6 +54,8 @@ def contents(deb: Path) -> dict[str, str]:
         "/usr/share/dbus-1/interfaces/org.xdpmond1.Manager.xml",
         "/usr/share/dbus-1/system.d/org.xdpmond1.conf",
         "/usr/share/doc/xdpmond/examples/grafana/xdpmond.json",
+        "/usr/share/doc/xdpmond/examples/kibana/dashboard.ndjson",
+        "/usr/share/doc/xdpmond/examples/logrotate/xdpmond",
         "/usr/share/doc/xdpmond/examples/prometheus/xdpmond.rules.yml",
         "/usr/share/doc/xdpmond/examples/strict.toml",
         "/usr/share/fish/vendor_completions.d/xdpmonctl.fish",
