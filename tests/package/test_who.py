@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import struct
 
+from tests.mmdb import encode
+
 from .machine import UNLISTED, Machine, wait_for
 from .traffic import datagrams
 
@@ -103,6 +105,20 @@ def test_what_the_unit_may_not_write_is_refused_by_name(machine: Machine) -> Non
     assert machine.run("stat", "-c", "%A", "/srv/node/xdpmond.prom").stdout == "-rw-r--r--\n"
 
 
+def test_country_and_autonomous_system(machine: Machine) -> None:
+    network = f"{UNLISTED[4]}/32"
+    country = encode({network: {"country": {"iso_code": "NO"}}}, kind="GeoLite2-Country")
+    asn = encode({network: {"autonomous_system_number": 64500, "autonomous_system_organization": "Example"}}, kind="GeoLite2-ASN")
+    for name, content in (("country", country), ("asn", asn)):
+        path = machine.copy.root / f"usr/share/GeoIP/{name}.mmdb"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    configure(machine, '[names]\ncountry = "/usr/share/GeoIP/country.mmdb"\nasn = "/usr/share/GeoIP/asn.mmdb"\n')
+    datagrams(machine, UNLISTED[4], 7205, 1)
+    row = next(row for row in machine.json("xdpmonctl", "top", "--json=short", "--limit", "100") if row["source"] == UNLISTED[4])
+    assert (row["country"], row["as_number"], row["as_name"]) == ("NO", 64500, "Example")
+
+
 def test_flows_and_ipfix(machine: Machine) -> None:
     assert "[flows]" in machine.ctl("flows", check=False).stderr
     with machine.receiver(4739) as collector:
@@ -110,7 +126,8 @@ def test_flows_and_ipfix(machine: Machine) -> None:
         text = 'window = "1s"\n[flows]\nenable = true\ninactive_timeout = "1s"\n[ipfix]\ncollector = "127.0.0.1:4739"\n'
         configure(machine, text, "restart")
         datagrams(machine, UNLISTED[4], 7204, 3)
-        wait_for("the flow", lambda: any(flow["port"] == 7204 for flow in machine.json("xdpmonctl", "flows", "--json=short", user="ordinary")))
+        asked = ("xdpmonctl", "flows", "--json=short")
+        wait_for("the flow", lambda: any(flow["port"] == 7204 for flow in machine.json(*asked, user="ordinary")))
         seen = b""
         while UNLISTED_WIRE not in seen:
             message = collector.recv(65536)
@@ -119,4 +136,3 @@ def test_flows_and_ipfix(machine: Machine) -> None:
     machine.run("rm", DROPIN)
     machine.run("systemctl", "restart", "xdpmond")
     assert machine.status()["books"]["balanced"]
-
