@@ -481,22 +481,22 @@ class Daemon:
 
     async def _measure(self) -> None:
         """Measure for whoever wants it: at intervals, and whenever a window has ended."""
-        meter, told, failed = Meter(), None, False
+        meter, told, failed = Meter(), 0, False
         while True:
             self._measure_now.clear()
             if self._exporters.wanted:
                 try:
                     numbers = await self._numbers()
-                    failed = False
-                except KernelError as error:
-                    if not failed:
-                        self.report(Record(Message.METRICS_PROBLEM, f"the figures cannot be read, and stay as they were: {error}"))
-                    failed = True
-                else:
-                    window = numbers.window
-                    new, told = window is not None and window.number != told, window.number if window else None
                     families = await asyncio.to_thread(meter.measure, numbers)
+                    window, failed = numbers.window, False
+                    new = window is not None and window.number != told
                     self._exporters.publish(families, window.ended if window and new else None)
+                    told = window.number if window else told
+                except Exception as error:  # no fault in what is told about the watch shall end the watch
+                    said = str(error) if isinstance(error, XdpmondError) else traceback.format_exc()
+                    if not failed:
+                        self.report(Record(Message.METRICS_PROBLEM, f"there are no new figures for metrics: {said}"))
+                    failed = True
             seconds = self._service.config.metrics.refresh if self._exporters.refreshing else None
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._measure_now.wait(), seconds)
