@@ -217,8 +217,13 @@ static __always_inline void touch_talker(const struct xm_control *ctl, u64 hash)
 {
 	u32 index = bpf_get_smp_processor_id() * (ctl->talker_mask + 1) + ((u32)(hash ^ hash >> 48) & ctl->talker_mask);
 	struct xm_entry_set *set = talkers.lookup(&index);
-	if (set)
+	if (set) {
 		xm_touch(set);
+#ifdef XM_FLOWS
+		xm_touch(set->way[0].destination); /* its second line */
+		xm_touch(&set->way[1]);
+#endif
+	}
 }
 
 /* What the table knew of a talker before this packet. */
