@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import subprocess
+import tempfile
 import threading
 import urllib.error
 import urllib.parse
@@ -24,6 +25,7 @@ from bench.stage import NotifySocket, Stage, stage
 from tests.borrowed import borrowed
 from tests.lab import Space, Witness, wait_for, within
 from xdpmond.measures import FAMILIES
+from xdpmond.sinks.passwords import hashed
 
 CONTRIB = Path(__file__).resolve().parents[2] / "contrib"
 DASHBOARD = json.loads((CONTRIB / "grafana/xdpmond.json").read_text())
@@ -81,19 +83,14 @@ def promtool(*arguments: str | Path, input: str | None = None) -> str:
 class Prometheus:
     """A real one, in a network namespace, that reads the daemon every second."""
 
-    def __init__(self, world: World):
+    def __init__(self, world: World, job: str = 'static_configs: [{targets: ["127.0.0.1:9958"]}]'):
+        """`job`: what it reads, in YAML."""
         self._space = world.host
-        config = world.lab.write(
-            "prometheus.yml",
-            """
-global: {scrape_interval: 1s}
-scrape_configs:
-  - job_name: xdpmond
-    static_configs: [{targets: ["127.0.0.1:9958"]}]
-""",
-        )
+        data = tempfile.mkdtemp(dir=world.lab.directory)  # what another one has read is not for this one
+        jobs = f"scrape_configs: [{{job_name: xdpmond, {job}}}]"
+        config = world.lab.write("prometheus.yml", f"global: {{scrape_interval: 1s}}\n{jobs}\n")
         command = [str(borrowed("prometheus") / "usr/bin/prometheus"), f"--config.file={config}", "--log.level=warn",
-                   f"--storage.tsdb.path={world.lab.directory / 'prometheus'}", "--web.listen-address=127.0.0.1:9090"]  # fmt: skip
+                   f"--storage.tsdb.path={data}", "--web.listen-address=127.0.0.1:9090"]  # fmt: skip
         self.log = world.lab.directory / "prometheus.log"
         self.process = world.lab.spawn(self._space.inside(command), self.log)
         wait_for(lambda: scrapable(self._space, "http://127.0.0.1:9090/-/ready"), "Prometheus to be ready", 60)
@@ -225,6 +222,37 @@ def test_prometheus_has_the_witness_s_figures_and_answers_each_panel(
         lambda: prometheus.number('sum(xdpmond_talker_packets_total{state="tracked"}) == sum(xdpmond_sourced_packets_total)'),
         "the books to balance when windows have ended",
     )
+
+
+def test_prometheus_reads_from_elsewhere_by_tls_with_a_password(world: World, start: Start, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "metrics.crt", tmp_path / "metrics.key"
+    # As docs/metrics.md has it.
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "365", "-subj",
+                    "/CN=web.example.net", "-addext", "subjectAltName=DNS:web.example.net", "-keyout", key, "-out", certificate],
+                   check=True, capture_output=True)  # fmt: skip
+    listen = f"{PERMITTED4.host}:9958"
+    user = hashed("prometheus", "tomato")
+    start(f'{CONFIG}{METRICS}listen = "{listen}"\ncertificate = "{certificate}"\nkey = "{key}"\nusers = ["{user}"]\n')
+    tls = f'scheme: https, tls_config: {{ca_file: "{certificate}", server_name: web.example.net}}'
+    password = "basic_auth: {username: prometheus, password: tomato}"
+    made = Prometheus(world, f'{tls}, {password}, static_configs: [{{targets: ["{listen}"]}}]')
+    wait_for(lambda: made.number("up") == 1 and made.number("count(xdpmond_build_info)") == 1, "a scrape")
+    made.process.terminate()
+    made.process.wait(20)
+
+
+def test_node_exporter_takes_the_text_file(world: World, start: Start, tmp_path: Path) -> None:
+    start(f'{CONFIG}\n[metrics]\nrefresh = "1s"\ntextfile = "{tmp_path / "xdpmond.prom"}"\n')
+    command = [str(borrowed("prometheus-node-exporter") / "usr/bin/prometheus-node-exporter"), "--web.listen-address=127.0.0.1:9100",
+               "--collector.disable-defaults", "--collector.textfile", f"--collector.textfile.directory={tmp_path}"]  # fmt: skip
+    exporter = world.lab.spawn(world.host.inside(command), tmp_path / "node_exporter.log")
+    url = "http://127.0.0.1:9100/metrics"
+    wait_for(lambda: scrapable(world.host, url) and "xdpmond_build_info" in scrape(world.host, url), "our figures among those of the node")
+    found = samples(scrape(world.host, url))
+    assert found["node_textfile_scrape_error"] == 0
+    assert found["xdpmond_last_reload_successful"] == 1
+    exporter.terminate()
+    exporter.wait(20)
 
 
 def test_the_list_has_the_shape_of_the_reference(world: World, start: Start) -> None:
