@@ -638,7 +638,9 @@ def test_status_shows_the_last_windows_and_the_busiest_ports(fake: FakeDaemon) -
     painted = ctl(fake, "status", terminal=True).out
     assert "31m" not in painted, "nothing is wrong, so nothing is red"
     fake.windows_rows[3]["dropped"] = 5
-    assert "\x1b[31m▅\x1b[0m" in ctl(fake, "status", terminal=True).out
+    assert "\x1b[33m▅\x1b[0m" in ctl(fake, "status", terminal=True).out, "some were dropped"
+    fake.windows_rows[3]["dropped"] = fake.windows_rows[3]["packets"] // 2 + 1
+    assert "\x1b[31m▅\x1b[0m" in ctl(fake, "status", terminal=True).out, "most were"
     fake.windows_rows[7].update(ended=NOW + 940, packets=1000)  # late: long, and not busy
     assert screen(fake)[3].startswith("windows   ▂▃▄▅▆▇█▁  most 11.7 packets/s")
 

@@ -158,7 +158,8 @@ class Screen:
         return self._line("traffic", parts)
 
     def history(self, windows: Sequence[Document]) -> list[str]:
-        """The packets of the last windows as bars, red where some were dropped. By the second: a late window is longer."""
+        """The packets of the last windows as bars, yellow where some were dropped and red where most were. By the second: a late window is
+        longer."""
         if not windows:
             return []
         lengths = [max(fields.number(row, "ended") - fields.number(row, "started"), 0.001) for row in windows]
@@ -166,7 +167,7 @@ class Screen:
         what = f"most {short(max(rates))} packets/s in {plural(len(rates), 'window')} of {span(sorted(lengths)[len(lengths) // 2])}"
         room = max(1, self._width - LABEL - len(what) - 2)
         shown = list(zip(windows, bars(rates, unicode=self._unicode), strict=True))[-room:]
-        runs = itertools.groupby(shown, key=lambda pair: "red" if fields.number(pair[0], "dropped") else "cyan")
+        runs = itertools.groupby(shown, key=lambda pair: _window_colour(pair[0]))
         painted = "".join(self._style("".join(bar for _, bar in run), colour) for colour, run in runs)
         return [f"{'windows':<{LABEL}}{painted}  {what}"]
 
@@ -362,3 +363,8 @@ class Screen:
 def _counted(numbers: Document, **words: str) -> list[Cell]:
     """`12 k WORDS` for each of the keys whose number is not zero."""
     return [f"{short(fields.number(numbers, key))} {text}" for key, text in words.items() if fields.number(numbers, key)]
+
+
+def _window_colour(window: Document) -> str:
+    dropped = fields.number(window, "dropped")
+    return "red" if 2 * dropped > fields.number(window, "packets") else "yellow" if dropped else "cyan"
