@@ -266,7 +266,7 @@ class Lab:
         self.spaces: list[Space] = []
         self.directory = Path(tempfile.mkdtemp(prefix="xm-lab-"))
         self.directory.chmod(0o755)
-        self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
+        self._stack.callback(self._delete_directory)
         self._stack.callback(self._delete_spaces)
         self.bus = bus or _Bus()
         self._stack.callback(self.bus.close)
@@ -366,6 +366,15 @@ class Lab:
                     process.terminate()
         for process in self._processes:
             end(process)
+
+    def _delete_directory(self) -> None:
+        """A child of a program that was killed may write to it to its own end, a moment later."""
+
+        def gone() -> bool:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            return not self.directory.exists()
+
+        wait_for(gone, f"{self.directory} to be deleted", 10)
 
     def _delete_spaces(self) -> None:
         for name in _space_names():
