@@ -392,8 +392,8 @@ def _events(numbers: Numbers) -> int:
 @_family("lost_total", """
     What was not kept or not passed on, by the stage that lost it. In the kernel: ring (full buffer of events), budget (events over
     events.per_second), merged (numbers of suppressed packets whose place another source took). In the daemon: queue_full (records for the
-    journal), journal_held_back (on purpose), followers, log_queue, log_disk (events for log files), influxdb (points), and other
-    sinks by their names.""", "stage")  # fmt: skip
+    journal), journal_held_back (on purpose), followers, log_queue, log_disk (events for log files), influxdb (points), flow_cache and
+    ipfix (records of flows).""", "stage")  # fmt: skip
 def _lost(numbers: Numbers) -> Iterator[Sample]:
     tallies = numbers.tallies
     for stage, number in {"ring": tallies.ring_full, "budget": tallies.over_budget, "merged": tallies.merged, **numbers.losses}.items():
