@@ -20,7 +20,7 @@ from xdpmond.model import AttachMode, Count, Family, Mode, Prefix, Verdict
 
 from .harness import LOOPBACK
 from .namespaces import Namespace, ip
-from .packets import tcp
+from .packets import random_sources, tcp
 from .plainpolicy import PlainPolicy
 
 SMALL = Config(tables=Tables(talkers=1024, rule_counters=1024), events=Events(ring_size=65536))
@@ -230,6 +230,27 @@ def test_sketches_of_a_window_that_waits_are_not_lost(start: Callable[..., Datap
         send(before, frame)
     after = start(again=True)
     assert [after.close_window().sketches.unique(Family.IPV4) for _ in range(3)] == [1, 2, 0]
+
+
+def test_a_port_on_which_nobody_listens_has_a_sketch_when_many_reach_it(start: Callable[..., Datapath]) -> None:
+    """More sources than the table holds, in three windows: of the third one the estimate is told."""
+    datapath = start()
+    datapath.control.set_ephemeral(32768, 60999)
+    datapath.set_ports({})
+    frames = [tcp(source, port) for source in random_sources(2000, seed=21) for port in (9999, 40000)]
+    told = []
+    for _ in range(3):
+        for frame in frames:
+            send(datapath, frame)
+        for source in random_sources(20, seed=22):
+            send(datapath, tcp(source, 22))
+        closed = datapath.close_window()
+        datapath.set_ports({})
+        # 40000 is folded to the first ephemeral port.
+        told.append([closed.sketches.of_port(Family.IPV4, 6, port) for port in (22, 9999, 32768, 1234)])
+        assert len(closed.rows) < 1100
+    assert told[:2] == [[pytest.approx(20, abs=2), None, None, None]] * 2
+    assert told[2] == [pytest.approx(20, abs=2), pytest.approx(2000, rel=0.1), pytest.approx(2000, rel=0.1), None]
 
 
 def test_packets_to_others_over_a_restart(start: Callable[..., Datapath]) -> None:

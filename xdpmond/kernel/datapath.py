@@ -28,7 +28,7 @@ from .links import Link
 from .locals import Address, LocalAddresses
 from .maps import Control, Counters, Tallies, cells, realtime_at_monotonic_zero, wait_for_packets_under_way
 from .rules import PolicyTable, PolicyTooLarge
-from .sketchtable import SketchTable, ports_of_interest
+from .sketchtable import Key, SketchTable, busiest, ports_of_interest
 from .tables import POLICY_MAPS, SMALLEST_POLICY, make, policy_tables
 from .talkers import TalkerTable
 from .verdicts import Verdicts
@@ -112,6 +112,10 @@ class Datapath:
         self.rules = open_policy(loaded.maps, size, self.control, wait_for_packets_under_way)
         self.talkers = TalkerTable(loaded.maps["talkers"], cpus=build.cpus, sets=build.sets, flows=build.flows)
         self.sketches = SketchTable(loaded.maps, self.control.window, reading=self.control.reading)
+        self._busy: list[Key] = []
+        self._idle = not took_over
+        """Nothing is attached yet: the ports are told first."""
+        self._lost = self._lost_packets()
         self._locals = LocalAddresses(loaded.maps["locals"]) if build.local else None
         self.ring = EventRing(loaded.maps["events"]) if build.ring_bytes else None
         self._attached: dict[str, Attachment] = {}
@@ -160,8 +164,9 @@ class Datapath:
     def set_ports(self, flags: Mapping[int, int]) -> None:
         """What is known of ports, as `sockets.port_flags` says: it holds from now on, and decides which ports have sketches."""
         self.control.set_ports(flags)
-        wanted = ports_of_interest(self._ports, self._failsafe, flags)
-        self.sketches.assign(wanted, self.control.window, idle=not self._attached and not self.took_over)
+        wanted = ports_of_interest(self._ports, self._failsafe, flags, self._busy)
+        self.sketches.assign(wanted, self.control.window, idle=self._idle)
+        self._idle = False
 
     # Links
 
@@ -335,7 +340,16 @@ class Datapath:
         count = count_of(rows)
         self.control.window_read(closed, count.packets, count.bytes)
         self.sketches.clear(closed)
+        before, self._lost = self._lost, self._lost_packets()
+        if before != self._lost:
+            # What an estimate is needed for now may need one again.
+            self._busy = busiest(rows)
         return Closed(rows, flows, sketches)
+
+    def _lost_packets(self) -> int:
+        """Those whose talker has, or had, no place in the table."""
+        tallies = self.counters.tallies()
+        return tallies.evicted.packets + tallies.untracked.packets
 
     def read_running(self) -> np.ndarray:
         """The talkers of the running window so far, one row for each source, protocol and port."""

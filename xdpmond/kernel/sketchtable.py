@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from ..model import Port, PortRange
+from ..rows import by_port
 from ..sketches import CELLS, PORT_PAIRS, REGISTERS, Sketches
 from . import abi
 from .maps import map_memory
@@ -24,6 +25,8 @@ _TCP, _UDP, _SCTP, _ICMP, _ICMPV6 = 6, 17, 132, 1, 58
 _BEGINS = {_TCP: 0, _UDP: 65536, _SCTP: 2 * 65536, _ICMP: 3 * 65536, _ICMPV6: 3 * 65536}
 """Where the ports of a protocol stand in the map `sketched`. ICMP is that of IPv4 and ICMPv6 that of IPv6, so that they share a pair."""
 _TYPES = 256
+_MANY = 64
+"""Sources that make a port one that may need an estimate."""
 _ECHO = {_ICMP: 8 + 1, _ICMPV6: 128 + 1}
 """The request that everybody knows."""
 
@@ -84,9 +87,21 @@ def _keys(place: int) -> Sequence[Key]:
     return [((_TCP, _UDP, _SCTP)[place >> 16], place & 0xFFFF)]
 
 
-def ports_of_interest(ports: Sequence[PortRange], failsafe: Sequence[Port], flags: Mapping[int, int]) -> Iterator[Key]:
+def busiest(rows: np.ndarray) -> list[Key]:
+    """The ports that many sources reached, those with the most first: of merged rows."""
+    cells = by_port(rows, np.zeros(len(rows), bool))
+    sources = cells["all"]["ipv4"] + cells["all"]["ipv6"]
+    order = sources.argsort(kind="stable")[::-1]
+    keys = [(int(key) >> 16, int(key) & 0xFFFF) for key in cells["key"][order[sources[order] >= _MANY]][: 2 * PORT_PAIRS]]
+    return [(protocol, port) for protocol, port in keys if port and protocol in _BEGINS][:PORT_PAIRS]
+
+
+def ports_of_interest(
+    ports: Sequence[PortRange], failsafe: Sequence[Port], flags: Mapping[int, int], busy: Iterable[Key] = ()
+) -> Iterator[Key]:
     """Ports that are to have sketches, the most important first, more than there is room for: what is named one by one in the setting
-    `ports`, failsafe ports, what is listened on, and then the ranges of the setting. `flags` are those of `sockets.port_flags`."""
+    `ports`, failsafe ports, what is listened on, what is `busy`, and then the ranges of the setting. `flags` are those of
+    `sockets.port_flags`."""
     for of in ports:
         if of.low == of.high:
             yield from _within(of)
@@ -96,6 +111,7 @@ def ports_of_interest(ports: Sequence[PortRange], failsafe: Sequence[Port], flag
         for number, flag in sorted(flags.items()):
             if flag & listens:
                 yield protocol, number
+    yield from busy
     for of in ports:
         if of.protocol in _ECHO:
             yield of.protocol, _ECHO[of.protocol]
