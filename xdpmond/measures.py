@@ -210,8 +210,9 @@ def _books(numbers: Numbers) -> dict[str, Count]:
 
 @_family("talker_packets_total", """
     Packets by how the table of talkers took them. tracked: read with their talker when a window had ended; evicted: their talker had to
-    make room before it was read; untracked: no room was found; elsewhere: they were for other hosts, which destination = "local"
-    leaves out. The books balance: these together are xdpmond_sourced_packets_total less what the running window holds.""", "state")  # fmt: skip
+    make room before it was read; untracked: no room was found; elsewhere: they were for other hosts, which destination = "local" leaves
+    out. The books balance: these together are xdpmond_sourced_packets_total less what the running window holds.""",
+    "state")  # fmt: skip
 def _talker_packets(numbers: Numbers) -> Iterator[Sample]:
     return (((state,), count.packets) for state, count in _books(numbers).items())
 
