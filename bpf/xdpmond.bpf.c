@@ -2,9 +2,9 @@
 /*
  * The way of a packet: parse, look up the policy, account, perhaps sample an event, pass or drop.
  *
- * Compiled by BCC at start; XM_EVENTS, XM_FLOWS, XM_LOCAL and XM_FRAGS are defined if wanted and possible. The maps get their sizes from the daemon, which makes
- * them (kernel/tables.py): the numbers of elements here are those of the compiler's own throw-away maps. What is counted is counted here, for
- * every packet; an event is a sample.
+ * Compiled by BCC at start; XM_EVENTS, XM_FLOWS, XM_LOCAL and XM_FRAGS are defined if wanted and possible. The maps get their sizes from the
+ * daemon, which makes them (kernel/tables.py): the numbers of elements here are those of the compiler's own throw-away maps. What is counted
+ * is counted here, for every packet; an event is a sample.
  */
 #include "abi.h"
 #include "parse.h"
