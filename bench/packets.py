@@ -12,12 +12,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from xdpmond.config import Config, Destination, Events, Flows
 from xdpmond.kernel import abi, libbpf
 from xdpmond.kernel.datapath import Datapath
+from xdpmond.kernel.maps import map_memory
 from xdpmond.model import Family, parse_address
 
 from . import peers
@@ -51,7 +53,7 @@ _SLOW_REPEAT = 1 << 18  # of what takes several hundred ns
 
 def measure(rounds: int) -> Iterable[Row]:
     with pinned(min(os.sched_getaffinity(0))):
-        for part in (_ten_prefixes, _many_sources, _features, _other_ways):
+        for part in (_memory, _ten_prefixes, _many_sources, _features, _other_ways):
             yield from part(rounds)
 
 
@@ -66,6 +68,34 @@ def _reference() -> dict[str, Callable[[], float]]:
             frame = bytes(kind.build(source))
             found[f"xdp-filter {does} {family.label}"] = lambda frame=frame, action=action: test_run(everything.program, frame, action)  # type: ignore[misc]
     return found
+
+
+# The machine
+
+
+def _memory(rounds: int) -> Iterable[Row]:
+    """What the rows with many sources lean on: a read that is not in a CPU's own caches, when nothing else is done meanwhile."""
+    with ExitStack() as held:
+        empty = peers.empty_drop()
+        contestants = {"empty": lambda: test_run(empty, udp_frame(Family.IPV4), libbpf.XDP_DROP)}
+        for megabytes in (1, 16):
+            lines = (megabytes << 20) // _LINE
+            chain = held.enter_context(closing(compiled("chase.c", ["chase"], ["chain"], LINES=lines)))
+            _fill_chain(chain.maps["chain"], lines)
+            contestants[f"{megabytes} MB"] = partial(test_run, chain.programs["chase"], udp_frame(Family.IPV4), libbpf.XDP_DROP)
+        medians = interleaved(contestants, rounds)
+    near, far = (medians[name] - medians["empty"] for name in ("1 MB", "16 MB"))
+    yield Row("this machine: reads in random order, each after the other, from 16 MB (reference: from 1 MB)", far, "ns", near)
+
+
+_LINE = 64
+
+
+def _fill_chain(map_fd: int, lines: int) -> None:
+    """One circle through all lines."""
+    order = np.random.default_rng(SEED).permutation(lines)
+    words = np.frombuffer(map_memory(map_fd, lines * _LINE, write=True), "u4", lines * _LINE // 4).reshape(lines, -1)
+    words[order, 0] = np.roll(order, -1)
 
 
 # Ten prefixes, one source
