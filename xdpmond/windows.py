@@ -178,19 +178,27 @@ class Summary:
     totals: Totals
     rows: np.ndarray = field(default_factory=lambda: NO_ROWS)
     exact: bool = True
+    sketches: Sketches | None = None
+    windows: int = 0
 
     def add(self, window: Window) -> None:
         found = survey(self.rows, window.rows, by="bytes", limit=_KEEP_ROWS)
         self.rows = found.strongest
         self.exact &= window.exact and found.complete
+        if not self.windows:
+            self.sketches = window.sketches
+        elif self.sketches is not None:
+            self.sketches = None if window.sketches is None else self.sketches | window.sketches
+        self.windows += 1
 
     def text(self, now: Totals, top: int = 3) -> str:
         """Some lines: what came, what was dropped, and the strongest sources of this interval for each protocol."""
         packets, dropped = now.where() - self.totals.where(), now.dropped - self.totals.dropped
-        unique = unique_sources(self.rows)
+        unique = estimated(unique_sources(self.rows), self.exact, self.sketches)
+        quality = "" if unique.exact else "at least " if unique.error is None else "about "
         lines = [
             f"{packets.packets} packets, {packets.bytes} bytes in {now.at - self.started:.0f} s, {dropped.packets} dropped;"
-            f" {'' if self.exact else 'at least '}{unique[Family.IPV4]} IPv4 and {unique[Family.IPV6]} IPv6 sources"
+            f" {quality}{unique.ipv4} IPv4 and {unique.ipv6} IPv6 sources"
         ]
         for protocol in np.unique(self.rows["protocol"]):
             of_protocol = take(self.rows, np.flatnonzero(self.rows["protocol"] == protocol))

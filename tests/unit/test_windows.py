@@ -1,14 +1,17 @@
 """Windows and summaries from numbers made by hand."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from servicefakes import START, rows
 
+from tests.sketching import observe
 from xdpmond import windows
 from xdpmond.model import Count, Family, Outcome, ProtocolClass, Total
 from xdpmond.rows import count_of, strongest
+from xdpmond.sketches import OVERALL_CELLS, Sketches
 from xdpmond.windows import LossWarning, Pressure, Progress, Summary, Totals, Window, by_family, by_protocol
 
 
@@ -71,6 +74,19 @@ def test_a_summary_of_an_interval_with_lost_talkers_says_at_least():
     summary.add(replace(window(1, ("192.0.2.1", 6, 22, 5, 500)), exact=False))
     summary.add(window(2, ("192.0.2.2", 6, 22, 5, 500)))
     assert summary.text(totals(at=START + 60)).splitlines()[0].endswith("; at least 2 IPv4 and 0 IPv6 sources")
+
+
+def test_a_summary_estimates_the_sources_that_its_windows_had_lost():
+    summary = Summary(START, totals())
+    hashes = np.random.default_rng(1).integers(0, 2**64, 300, dtype="u8")
+    for number in (0, 1):  # of the 200 sources of each, 100 are in both
+        sketches = Sketches.empty()
+        observe(sketches.cells[:OVERALL_CELLS], hashes[100 * number : 100 * number + 200])
+        summary.add(replace(window(number, ("192.0.2.1", 6, 22, 5, 500)), exact=False, sketches=sketches))
+    found = re.search("; about ([0-9]+) IPv4 and 0 IPv6 sources", summary.text(totals(at=START + 120)))
+    assert found and 285 <= int(found[1]) <= 315
+    summary.add(replace(window(3), exact=False))  # one whose sketches are not known
+    assert "; at least 1 IPv4 and 0 IPv6 sources" in summary.text(totals(at=START + 180))
 
 
 @pytest.mark.parametrize(
