@@ -29,7 +29,8 @@ import numpy as np
 from . import __version__, memory
 from .attribution import RuleBook
 from .batch import EventBatch, Match
-from .config import Config, ConfigPaths, config_warnings, load, naming_the_place, require_force
+from .config import Config, config_warnings, naming_the_place, require_force
+from .configfiles import ConfigPaths, load
 from .errors import KernelError, StateError, UsageError, XdpmondError
 from .feeds import BlockedSources
 from .interfaces import Interfaces

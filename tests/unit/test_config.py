@@ -15,16 +15,15 @@ from xdpmond.config import (
     EACH,
     SETTINGS,
     Config,
-    ConfigPaths,
     Interface,
     Log,
     LogFormat,
     config_warnings,
-    load,
     naming_the_place,
     require_force,
 )
 from xdpmond.configdoc import vendor_toml, with_settings
+from xdpmond.configfiles import ConfigPaths, load
 from xdpmond.errors import ConfigError, GuardError
 from xdpmond.kinds import ENTRIES
 from xdpmond.model import AttachMode, Endpoint, Listen, Mode, Origin, Port, PortRange, Verdict
