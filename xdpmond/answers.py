@@ -143,12 +143,7 @@ class Wanted:
         return cls(_BY[by], min(max(limit, 1), MOST_ROWS), port, protocol_of(protocol, port), local, bits)
 
     def where(self, rows: np.ndarray) -> np.ndarray:
-        mask = np.ones(len(rows), bool)
-        if self.protocol is not None:
-            mask &= rows["protocol"] == self.protocol
-        if self.port is not None:
-            mask &= (rows["port"] == self.port) & np.isin(rows["protocol"], WITH_PORTS)
-        return mask
+        return reaching(rows, self.protocol, self.port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +160,16 @@ class WantedPorts:
         low, high = (0, 65535) if port is None else (port, port)
         within = () if port is None and number is None else (PortRange(number, low, high),)
         return cls(min(max(limit, 1), MOST_ROWS), local, within)
+
+
+def reaching(rows: np.ndarray, protocol: int | None, port: int | None) -> np.ndarray:
+    """A mask of the talkers or flows of this protocol, and to this port."""
+    mask = np.ones(len(rows), bool)
+    if protocol is not None:
+        mask &= rows["protocol"] == protocol
+    if port is not None:
+        mask &= (rows["port"] == port) & np.isin(rows["protocol"], WITH_PORTS)
+    return mask
 
 
 def protocol_of(text: str | None, port: int | None) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .answers import MOST_ROWS, protocol_of
+from .answers import MOST_ROWS, protocol_of, reaching
 from .errors import UsageError
 from .flows import OVER, TCP, FlowCache
 from .model import Family, Outcome, format_address, parse_address, protocol_name
@@ -40,11 +40,7 @@ class WantedFlows:
         return cls(by, min(max(limit, 1), MOST_ROWS), port, protocol_of(protocol, port), ends)
 
     def where(self, rows: np.ndarray) -> np.ndarray:
-        mask = np.ones(len(rows), bool)
-        if self.protocol is not None:
-            mask &= rows["protocol"] == self.protocol
-        if self.port is not None:
-            mask &= (rows["port"] == self.port) & np.isin(rows["protocol"], WITH_PORTS)
+        mask = reaching(rows, self.protocol, self.port)
         if self.address is not None:
             family, packed = self.address
             address = np.frombuffer(packed.ljust(16, b"\0"), "u1")

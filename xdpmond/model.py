@@ -337,25 +337,6 @@ class Total:
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
-    """The accounts that must balance: `total == tracked + evicted + untracked + elsewhere`, over packets with a readable source.
-
-    `tracked` is in the talker table or was read from it at a window's end; `evicted` lost its entry to another talker before it was
-    read; `untracked` found no entry free; `elsewhere` was for other hosts, which `destination = "local"` does not count by talker.
-    """
-
-    total: Count
-    tracked: Count
-    evicted: Count
-    untracked: Count
-    elsewhere: Count = Count()
-
-    @property
-    def balanced(self) -> bool:
-        return self.total == self.tracked + self.evicted + self.untracked + self.elsewhere
-
-
-@dataclass(frozen=True, slots=True)
 class Talker:
     """One source on one destination port over an interval. `port` None: the protocol has none, or it could not be read; FOLDED_PORT:
     one of the ephemeral ports, kept as one."""

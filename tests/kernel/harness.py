@@ -11,7 +11,7 @@ import os
 import struct
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,25 @@ LOOPBACK = 1
 EXAMPLES = int(os.environ.get("XDPMOND_TEST_EXAMPLES", "200"))
 ROUNDS = max(15, min(EXAMPLES // 3, 60))
 """Of what is done again and again under traffic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """The accounts that must balance: `total == tracked + evicted + untracked + elsewhere`, over packets with a readable source.
+
+    `tracked` is in the talker table or was read from it at a window's end; `evicted` lost its entry to another talker before it was
+    read; `untracked` found no entry free; `elsewhere` was for other hosts, which `destination = "local"` does not count by talker.
+    """
+
+    total: Count
+    tracked: Count
+    evicted: Count
+    untracked: Count
+    elsewhere: Count = field(default_factory=Count)
+
+    @property
+    def balanced(self) -> bool:
+        return self.total == self.tracked + self.evicted + self.untracked + self.elsewhere
 
 
 @dataclass(frozen=True, slots=True)

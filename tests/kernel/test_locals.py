@@ -15,10 +15,10 @@ from xdpmond.errors import KernelError
 from xdpmond.kernel import abi, libbpf
 from xdpmond.kernel.links import LinkWatch
 from xdpmond.kernel.locals import Address, LocalAddresses
-from xdpmond.model import Books, Count, Family, Verdict
+from xdpmond.model import Count, Family, Verdict
 from xdpmond.rows import count_of
 
-from .harness import Harness, by_key
+from .harness import Books, Harness, by_key
 from .namespaces import Namespace, ip
 from .packets import MAC
 

@@ -10,10 +10,10 @@ import pytest
 
 from xdpmond.kernel import abi, loader
 from xdpmond.kernel.maps import Tallies, wait_for_packets_under_way
-from xdpmond.model import Books, Count, Verdict
+from xdpmond.model import Count, Verdict
 from xdpmond.rows import count_of
 
-from .harness import ROUNDS, Guns, Harness, by_key
+from .harness import ROUNDS, Books, Guns, Harness, by_key
 from .packets import random_sources, tcp
 
 TABLES = {"sets": 4}
