@@ -34,14 +34,15 @@ from .configfiles import ConfigPaths, load
 from .errors import KernelError, StateError, UsageError, XdpmondError
 from .feeds import BlockedSources
 from .interfaces import Interfaces
-from .kernel.datapath import Datapath, Kept
+from .kernel.datapath import Closed, Datapath, Kept
 from .kernel.links import LinkWatch
+from .kernel.maps import Tallies
 from .kernel.pump import EventPump
 from .kernel.rulecounts import RuleCountTable
 from .kernel.sockets import ephemeral_ports, established_peers, port_flags
 from .measures import Meter, Numbers, source_list
 from .messages import Message, Record
-from .model import Caller, Count, Mode, Prefix, RuleCounts, Verdict
+from .model import Caller, Mode, Prefix, RuleCounts, Verdict
 from .names import Names
 from .policy import Policy
 from .rows import NO_ROWS
@@ -419,7 +420,7 @@ class Daemon:
         """End each window when it is due, or as soon after as this process gets to run."""
         service, control = self._service, self._datapath.control
         summary, warning = Summary(time.time(), service.progress.began), LossWarning()
-        pressure = await self._in_kernel_thread(self._read_pressure)
+        pressure = await self._in_kernel_thread(lambda: self._read_pressure(self._datapath.tallies()))
         while True:
             due = control.window_started + service.config.window
             self._window_changed.clear()
@@ -428,7 +429,7 @@ class Daemon:
                 continue
             interval = service.config.summary_interval
             async with service.reading:
-                window, totals = await self._end_window()
+                window, totals, tallies = await self._end_window()
                 if interval:
                     await asyncio.to_thread(summary.add, window)
             self._late_windows += window.late
@@ -439,26 +440,25 @@ class Daemon:
                 summary = Summary(window.ended, totals)
             elif window.ended - summary.started >= interval - 0.5:
                 text = await asyncio.to_thread(summary.text, totals)
-                pressure, before = await self._in_kernel_thread(self._read_pressure), pressure
+                pressure, before = await self._in_kernel_thread(self._read_pressure, tallies), pressure
                 self._summarize("\n".join([text, pressure.text(before)]), pressure.fields(before))
                 summary = Summary(window.ended, totals)
             await self._reconcile(self._interfaces.keep)
 
-    async def _end_window(self) -> tuple[Window, Totals]:
+    async def _end_window(self) -> tuple[Window, Totals, Tallies]:
         """End the running window, and give what it held to whoever keeps it. `service.reading` is held."""
         service = self._service
-        window, totals, tracked, lost_before, flows = await self._in_kernel_thread(
-            self._close_window, service.config.window, service.settled_policy
-        )
+        window, closed, lost_before = await self._in_kernel_thread(self._close_window, service.config.window, service.settled_policy)
+        totals, flows = Totals(closed.totals, closed.at), closed.flows
         window = await asyncio.to_thread(window.counted, service.config.ports)
-        service.window_closed(window, totals, tracked, lost_before)
+        service.window_closed(window, totals, self._datapath.control.tracked, lost_before)
         if self._flows and flows is not None:
             ifindexes = {attached.slot: attached.ifindex for attached in self._datapath.attachments.values()}
             await asyncio.to_thread(self._flows.window_closed, flows, window.started, window.ended, ifindexes)
-        return window, totals
+        return window, totals, closed.tallies
 
-    def _close_window(self, wanted: float, policy: Policy | None) -> tuple[Window, Totals, Count, int, np.ndarray | None]:
-        """Returns also how many packets had found no talker for certain before the new window, and the flows."""
+    def _close_window(self, wanted: float, policy: Policy | None) -> tuple[Window, Closed, int]:
+        """Returns also how many packets had found no talker for certain before the new window."""
         control, book = self._datapath.control, self._book
         epoch = time.time() - time.monotonic()
         number, started = control.window, control.window_started + epoch
@@ -472,13 +472,12 @@ class Daemon:
         closed = self._datapath.close_window()
         lost_now = lost(self._datapath.tallies())
         book.close(closed.rows, control.window_started, lost=lost_now, lost_before=lost_before)
-        totals = self._read_totals()
         try:
             self._refresh_ports()
         except KernelError as error:
             self.report(Record(Message.WARNING, f"which ports are listened on is not seen: {error}"))
         window = Window(closing, started, control.window_started + epoch, wanted, closed.rows, lost_now == exact_until, closed.sketches)
-        return window, totals, control.tracked, lost_before, closed.flows
+        return window, closed, lost_before
 
     async def _measure(self) -> None:
         """Measure for whoever wants it: at intervals, and whenever a window has ended."""
@@ -514,9 +513,8 @@ class Daemon:
         config, last = self._service.config, self._service.progress.last
         return source_list(last.rows if last else NO_ROWS, config.ports, with_local=config.show_local)
 
-    def _read_pressure(self) -> Pressure:
+    def _read_pressure(self, tallies: Tallies) -> Pressure:
         facts: Mapping[str, Any] = self._datapath.facts()
-        tallies = self._datapath.tallies()
         slices = facts["talkers_occupied"]
         return Pressure(slices, facts["talkers_capacity"] // len(slices), tallies.evicted.packets, tallies.untracked.packets)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -88,8 +89,12 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """What a window held that has ended."""
+    """What a window held that has ended. Totals and tallies are as they were at its end: what has come while it was read is not in them."""
 
+    totals: list[Total]
+    tallies: Tallies
+    at: float
+    """When these two were read, in seconds since the epoch."""
     rows: np.ndarray
     """A row for each source, protocol and port: `rows.ROW`, merged."""
     flows: np.ndarray | None
@@ -334,6 +339,7 @@ class Datapath:
         """End the running window, unless one is waiting to be read since a crash; read the closed one and enter it in the ledger."""
         closed = self.control.window - 1 if self.control.reading else self.control.close_window()
         wait_for_packets_under_way()
+        totals, tallies, at = self.totals(), self.tallies(), time.time()
         flows = self.talkers.read_closed_flows(closed) if self.talkers.flows else None
         rows = talkers_of(flows) if flows is not None else self.talkers.read_closed(closed)
         sketches = self.sketches.read(closed)
@@ -344,7 +350,7 @@ class Datapath:
         if before != self._lost:
             # What an estimate is needed for now may need one again.
             self._busy = busiest(rows)
-        return Closed(rows, flows, sketches)
+        return Closed(totals, tallies, at, rows, flows, sketches)
 
     def _lost_packets(self) -> int:
         """Those whose talker has, or had, no place in the table."""
