@@ -455,7 +455,7 @@ class _Judge:
                 sums[1] += size
                 sums[2] += view.tcp_flags & 0x12 == 0x02
         before, counted = self._datapath.tallies(), self._datapath.counters.totals()
-        actions = self._runner.actions(self._datapath.loaded.programs["xdpmond" if ethernet else "xdpmond_ip"], frames)
+        actions = self._runner.actions(self._datapath.loaded.program("xdpmond" if ethernet else "xdpmond_ip"), frames)
         after, counted = self._datapath.tallies(), self._datapath.counters.totals() - counted
 
         for frame, action, outcome in zip(frames, actions, expected, strict=True):

@@ -35,6 +35,7 @@
 #define XM_LOCALS 16384       /* addresses that this host may have */
 #define XM_TOPS 65536
 #define XM_TOP_DEEPER 4        /* IPv6: longer prefixes lie under this /16 */
+#define XM_LINK_MARK 0x584d4c48 /* stands in the program text where the daemon writes how frames start: see has_ethernet */
 
 enum xm_class {
 	XM_CLASS_OTHER,

@@ -149,7 +149,7 @@ class Harness:
 
     def send(self, frame: bytes, *, program: str = "xdpmond", repeat: int = 1, ifindex: int = LOOPBACK) -> int:
         """Run one frame through the program on this CPU; return the XDP action."""
-        return libbpf.test_run(self.loaded.programs[program], frame, repeat=repeat, ifindex=ifindex).action
+        return libbpf.test_run(self.loaded.program(program), frame, repeat=repeat, ifindex=ifindex).action
 
     def run(self, frame: bytes, *, program: str = "xdpmond", ifindex: int = LOOPBACK) -> Seen:
         """`send`, and report all that it changed. One frame must change one cell of the totals."""

@@ -43,7 +43,7 @@ def stranger() -> Iterator[int]:
 
 
 def attached(datapath: Harness, ifindex: int, wanted: AttachMode, program: str = "xdpmond") -> Attached:
-    return attach(datapath.loaded.programs[program], NAME, ifindex, wanted)
+    return attach(datapath.loaded.program(program), NAME, ifindex, wanted)
 
 
 def test_native_where_the_driver_can(datapath: Harness, namespace: Namespace) -> None:

@@ -95,8 +95,8 @@ def test_what_is_off_is_not_compiled_in(datapath: Harness, load: Callable[..., H
     without = load(dataclasses.replace(datapath.build, ring_bytes=0))
     assert without.ring is None
     assert not {"events", "sampler", "budget"} & set(without.loaded.maps)
-    for name in loader.PROGRAMS:
-        assert libbpf.instruction_count(without.loaded.programs[name]) < libbpf.instruction_count(datapath.loaded.programs[name])
+    for name in (loader.ETHERNET, loader.IP):
+        assert libbpf.instruction_count(without.loaded.program(name)) < libbpf.instruction_count(datapath.loaded.program(name))
     before = without.totals_by_outcome()[Outcome.DEFAULT_LOGGED]
     without.send(FRAME)
     assert without.totals_by_outcome()[Outcome.DEFAULT_LOGGED] - before == Count(1, len(FRAME))
@@ -104,6 +104,12 @@ def test_what_is_off_is_not_compiled_in(datapath: Harness, load: Callable[..., H
     again = load(datapath.build, without.loaded.maps)
     assert set(datapath.build.maps) - again.loaded.reused == {"events", "sampler", "budget"}
     assert len(again.run(FRAME).events) == 1
+
+
+def test_two_programs_of_one_text(datapath: Harness) -> None:
+    """Each has in the kernel what it needs of it: the verifier has taken the rest away."""
+    ethernet, ip = (libbpf.instruction_count(datapath.loaded.program(name)) for name in (loader.ETHERNET, loader.IP))
+    assert ip < ethernet - 10
 
 
 def test_without_frames_of_several_buffers(datapath: Harness, load: Callable[..., Harness]) -> None:
@@ -130,7 +136,7 @@ def test_the_daemon_does_not_map_the_compiler(datapath: Harness) -> None:
 
 
 def test_no_descriptor_is_inherited(datapath: Harness) -> None:
-    for fd in (*datapath.loaded.programs.values(), *datapath.loaded.maps.values()):
+    for fd in (datapath.loaded.program(loader.ETHERNET), datapath.loaded.program(loader.IP), *datapath.loaded.maps.values()):
         assert not os.get_inheritable(fd)
 
 
@@ -159,9 +165,9 @@ def test_code_that_was_kept(datapath: Harness, monkeypatch: pytest.MonkeyPatch) 
     with monkeypatch.context() as context:
         context.setattr(loader, "compile_code", None)
         loaded = loader.load(datapath.build, datapath.loaded.maps, code=kept)
-    for name, program in loaded.programs.items():
-        assert libbpf.instruction_count(program) == libbpf.instruction_count(datapath.loaded.programs[name])
-        assert libbpf.program_maps(program) == libbpf.program_maps(datapath.loaded.programs[name])
+    for name in (loader.ETHERNET, loader.IP):
+        assert libbpf.instruction_count(loaded.program(name)) == libbpf.instruction_count(datapath.loaded.program(name))
+        assert libbpf.program_maps(loaded.program(name)) == libbpf.program_maps(datapath.loaded.program(name))
     loader.close(loaded.programs.values())
     loaded = loader.load(datapath.build, datapath.loaded.maps, code=dataclasses.replace(code, identity=1))
     assert loaded.code.identity == code.identity
@@ -176,7 +182,7 @@ def test_code_that_was_kept(datapath: Harness, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_clang_s_own_words(datapath: Harness, sources: Path) -> None:
-    edit(sources / "xdpmond.bpf.c", "return handle(ctx, true);", "return handle(ctx, true) + frobnicated;")
+    edit(sources / "xdpmond.bpf.c", "if (!ctl || !tally || !p)", "if (!ctl || !tally || !p || frobnicated)")
     with pytest.raises(KernelError) as raised:
         loader.load(datapath.build)
     assert "does not compile" in raised.value.message
@@ -223,6 +229,21 @@ def test_bcc_that_is_not_there(datapath: Harness, tmp_path: Path, monkeypatch: p
         loader.load(datapath.build)
     assert "libbcc.so.0: no such file" in raised.value.message
     assert "python3-bpfcc" in raised.value.hint
+
+
+def test_the_child_imports_what_it_needs_and_nothing_from_where_it_stands(
+    datapath: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first start after a boot waits for it; and who tries the daemon as root may stand in a directory of anybody's."""
+    (tmp_path / "bcc.py").write_text("import sys; raise ImportError(f'a stranger, numpy {\"numpy\" in sys.modules}')")
+    with monkeypatch.context() as context:
+        context.setenv("PYTHONPATH", str(tmp_path))
+        with pytest.raises(KernelError) as raised:
+            loader.load(datapath.build)
+        assert "a stranger, numpy False" in raised.value.message
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert loader.compile_code(datapath.build, loader.source_directory()) == datapath.loaded.code
 
 
 def test_a_compiler_that_dies(datapath: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,6 +143,7 @@ def test_a_policy_that_outgrows_its_maps_moves(start: Callable[..., Datapath], s
 
 def test_a_move_that_fails_changes_nothing(start: Callable[..., Datapath], monkeypatch: pytest.MonkeyPatch) -> None:
     datapath = start()
+    datapath.loaded.program(loader.IP)  # there are two programs to be loaded anew
     datapath.apply_policy(PlainPolicy({LISTED: Verdict.DENY}), None, Verdict.LOG)
     before = dict(datapath.loaded.maps), dict(datapath.loaded.programs), datapath.rules.size
     opened = descriptors()
@@ -181,6 +182,41 @@ def test_a_move_under_way_of_packets(start: Callable[..., Datapath], namespace: 
         after = libbpf.link_info(attachment.link)
         assert before[0] == after[0] and before[1] != after[1] == libbpf.program_id(datapath.loaded.programs["xdpmond"])
         assert datapath.is_attached("xm-kern-a")
+
+    namespace.call(steps)
+
+
+def test_the_program_for_ip_is_there_when_it_is_needed(start: Callable[..., Datapath], store: Store, namespace: Namespace) -> None:
+    """Few hosts have links whose frames start with the IP header. Who has one has the program on it after a move of the policy, after a
+    restart, and after a restart with another text."""
+
+    def stored() -> int:
+        return libbpf.program_id(store.kept["prog-xdpmond_ip"])
+
+    def steps() -> None:
+        ip("tuntap", "add", "xm-kern-t", "mode", "tun")
+        ip("link", "set", "xm-kern-t", "up")
+        watch = LinkWatch()
+        present = watch.links()
+        watch.close()
+        datapath = start()
+        assert set(datapath.loaded.programs) == {"xdpmond"} and "prog-xdpmond_ip" not in store.kept
+        attached = datapath.attach(present["xm-kern-t"], Mode.MONITOR, AttachMode.AUTO)
+        link, first, _ = libbpf.link_info(attached.link)
+        assert first == stored()
+        datapath.apply_policy(PlainPolicy(MANY), None, Verdict.LOG)
+        moved = libbpf.link_info(attached.link)[1]
+        assert moved == stored() != first
+        wanted = {"xm-kern-t": (Mode.MONITOR, AttachMode.AUTO)}
+        for config, replaced in ((SMALL, []), (WITH_FLOWS, ["xm-kern-t"])):
+            kept = store.next_start()
+            after = Datapath.open(config, kept, store)
+            try:
+                assert after.adopt_links(kept.links, present, wanted) == replaced
+                assert libbpf.link_info(after.attachments["xm-kern-t"].link)[:2] == (link, stored())
+            finally:
+                after.close()
+        assert stored() != moved
 
     namespace.call(steps)
 

@@ -1,8 +1,11 @@
 """The compiler child: the only code that imports bcc.
 
-Importing bcc maps LLVM, about 77 MB and more after a compile, never given back. So a process of its own compiles, writes the programs'
+Importing bcc maps LLVM, about 77 MB and more after a compile, never given back. So a process of its own compiles, writes the program's
 instructions to its standard output, and exits. Run as `python3 -m xdpmond.kernel.compile`, with a request as JSON on its standard input;
 `kernel.loader` is its one caller, and describes what travels.
+
+The first start after a boot waits for this. So nothing is imported here that is not needed (numpy takes as long as LLVM to load), no
+debugging information is made, and the process ends without tidying up its memory.
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 from ..errors import KernelError
 from . import libbpf
 
 _BPF_PSEUDO_MAP_FD = 1
-_LOAD_IMMEDIATE_64 = 0x18
+_LOAD_IMMEDIATE_64, _MOVE_IMMEDIATE_64 = 0x18, 0xB7
 
 
 def _shim(directory: Path, scratch: Path) -> Path:
@@ -40,13 +44,16 @@ def _source(directory: Path, name: str) -> str:
     return "\n".join(lines)
 
 
-def _map_loads(code: bytes, names: dict[int, str]) -> list[tuple[int, str]]:
-    """Where the instructions load a map's address, and of which map."""
-    loads = []
+def _places(code: bytes, names: dict[int, str], mark: int) -> tuple[list[tuple[int, str]], list[int]]:
+    """Where the instructions load a map's address, and of which map; and where they have the mark."""
+    loads, marks = [], []
     for at in range(0, len(code), 8):
+        immediate = int.from_bytes(code[at + 4 : at + 8], "little")
         if code[at] == _LOAD_IMMEDIATE_64 and code[at + 1] >> 4 == _BPF_PSEUDO_MAP_FD:
-            loads.append((at, names[int.from_bytes(code[at + 4 : at + 8], "little")]))
-    return loads
+            loads.append((at, names[immediate]))
+        elif code[at] == _MOVE_IMMEDIATE_64 and immediate == mark:
+            marks.append(at)
+    return loads, marks
 
 
 def _compile(request: dict) -> tuple[dict, bytes]:
@@ -58,33 +65,33 @@ def _compile(request: dict) -> tuple[dict, bytes]:
         except ImportError as error:
             raise KernelError(f"BCC cannot be imported: {error}", hint="install the package python3-bpfcc") from None
         multiarch = sysconfig.get_config_var("MULTIARCH") or "x86_64-linux-gnu"
-        flags = ["-D__LINUX_BPF_H__", f"-I/usr/include/{multiarch}", f"-I{directory}", "-Werror=implicit-function-declaration"]
+        flags = ["-D__LINUX_BPF_H__", f"-I/usr/include/{multiarch}", f"-I{directory}", "-Werror=implicit-function-declaration", "-g0"]
         try:
             module = BPF(text=_source(directory, request["source"]), cflags=flags + request["defines"])
         except Exception as error:  # bcc raises bare Exception; clang has written its reasons to our standard error
             raise KernelError(f"the packet path does not compile: {error}") from None
         maps = {name: module[name].map_fd for name in request["maps"]}
         names = {fd: name for name, fd in maps.items()}
-        codes = {name: module.dump_func(name) for name in request["programs"]}
-        head = {
-            "maps": {name: libbpf.map_info(fd) for name, fd in maps.items()},
-            "programs": {name: {"size": len(code), "loads": _map_loads(code, names)} for name, code in codes.items()},
-        }
-        return head, b"".join(codes.values())
+        code = module.dump_func(request["program"])
+        loads, marks = _places(code, names, request["mark"])
+        definitions = {name: libbpf.map_info(fd) for name, fd in maps.items()}
+        return {"maps": definitions, "size": len(code), "loads": loads, "marks": marks}, code
 
 
-def main() -> int:
+def main() -> NoReturn:
     # What BCC prints must not get between the lines of our answer.
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:
-        head, codes = _compile(json.load(sys.stdin))
+        head, code = _compile(json.load(sys.stdin))
     except KernelError as error:
-        head, codes = {"error": error.message, "hint": error.hint}, b""
+        head, code = {"error": error.message, "hint": error.hint}, b""
     with answer:
-        answer.write(json.dumps(head).encode() + b"\n" + codes)
-    return 1 if "error" in head else 0
+        answer.write(json.dumps(head).encode() + b"\n" + code)
+    # At once: LLVM would first give back, piece by piece, memory that goes with the process anyway.
+    sys.stderr.flush()
+    os._exit(1 if "error" in head else 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

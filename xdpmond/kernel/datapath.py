@@ -206,7 +206,7 @@ class Datapath:
                 self._store.forget(f"link-{ifindex}")
                 continue
             layer = layer_of(link.arphrd, link.name)
-            ours = self.loaded.programs[_PROGRAM_OF_LAYER[layer]]
+            ours = self._program(layer)
             slot = self.control.take_slot(ifindex, enforce=wish[0] is Mode.ENFORCE)
             if libbpf.program_id(ours) != program:
                 libbpf.update_link(fd, ours)
@@ -229,9 +229,10 @@ class Datapath:
     def attach(self, link: Link, mode: Mode, wanted: AttachMode) -> Attachment:
         """Attach to one interface. Raises KernelError or ForeignProgramError."""
         layer = layer_of(link.arphrd, link.name)
+        program = self._program(layer)
         slot = self.control.take_slot(link.ifindex, enforce=mode is Mode.ENFORCE, preferred=self._preferred_slot(link.name))
         try:
-            done: Attached = attach(self.loaded.programs[_PROGRAM_OF_LAYER[layer]], link.name, link.ifindex, wanted)
+            done: Attached = attach(program, link.name, link.ifindex, wanted)
         except KernelError:
             self.control.free_slot(slot)
             raise
@@ -240,6 +241,15 @@ class Datapath:
         self._slot_names[slot] = link.name
         self._store.keep(f"link-{link.ifindex}", done.link)
         return attachment
+
+    def _program(self, layer: str) -> int:
+        """The program for such links. That for IP is loaded, and stored, when the first of them is there: few hosts have any."""
+        name = _PROGRAM_OF_LAYER[layer]
+        known = name in self.loaded.programs
+        program = self.loaded.program(name)
+        if not known:
+            self._store.keep(f"prog-{name}", program)
+        return program
 
     def _preferred_slot(self, name: str) -> int | None:
         """The slot that the interface had, else one that no other interface ever had: totals are kept by slot."""
@@ -284,7 +294,8 @@ class Datapath:
                 maps[name] = make(name, table)
             rules = PolicyTable.new(maps, needed.size, self.control, wait_for_packets_under_way)
             rules.begin(needed.built, default)
-            programs = self.loaded.code.load(self.loaded.maps | maps)
+            for name in self.loaded.programs:
+                programs[name] = self.loaded.code.load(name, self.loaded.maps | maps)
             self._exchange(programs)
         except BaseException:
             if rules:
@@ -429,7 +440,7 @@ def _replace(store: Store, kind: str, old: Mapping[str, int], new: Mapping[str, 
         store.keep(f"{kind}-{name}", fd)
 
 
-_PROGRAM_OF_LAYER = {"ethernet": "xdpmond", "ip": "xdpmond_ip"}
+_PROGRAM_OF_LAYER = {"ethernet": loader.ETHERNET, "ip": loader.IP}
 
 
 def _ledger(maps: Mapping[str, int]) -> np.ndarray | None:

@@ -1,7 +1,7 @@
 """libbpf.so.1 by ctypes: programs, links, maps, test runs. Errors become `KernelError` with the kernel's own reason.
 
 Nothing here keeps state; a descriptor is an int that the caller owns. Calls release the interpreter's lock, so that long ones (a batch
-of a million updates) can run in a thread beside the event loop.
+of a million updates) can run in a thread beside the event loop. The compiler child imports this too, and has no need of numpy.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import errno
 import os
 from dataclasses import dataclass
 from functools import lru_cache
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ..errors import KernelError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BPF_PROG_TYPE_XDP = 6
 BPF_XDP = 37
@@ -273,6 +275,8 @@ def update_batch(map_fd: int, keys: np.ndarray, values: np.ndarray) -> None:
 
 def lookup_batches(map_fd: int, key_type: np.dtype, value_type: np.dtype, batch: int = 65536) -> tuple[np.ndarray, np.ndarray]:
     """All keys and values of a map, in the kernel's order. Not a snapshot if the map is being written."""
+    import numpy as np
+
     # Large enough for the opaque position of any kind of map.
     position = np.zeros(max(key_type.itemsize, 8), "u1")
     first = True

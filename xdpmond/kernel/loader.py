@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from ..errors import KernelError
 from . import abi, libbpf
 from .tables import POLICY_MAPS, SMALLEST_POLICY, PolicySize, Table, make, policy_tables, tables
 
-PROGRAMS = ("xdpmond", "xdpmond_ip")
-"""For links with an Ethernet header, and for links whose frames start with the IP header."""
+ETHERNET, IP = "xdpmond", "xdpmond_ip"
+"""The programs: for links with an Ethernet header, and for links whose frames start with the IP header."""
 
 _COMPILE_TIMEOUT = 60.0  # seconds; it takes one, and half a minute under emulation
 
@@ -92,72 +92,64 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """The programs' instructions, and where in them a map's address is loaded."""
+    """The instructions of which both programs are made, and what in them is only known when one is loaded."""
 
     identity: int
     frags: bool
-    programs: Mapping[str, bytes]
-    loads: Mapping[str, list[tuple[int, str]]]
-    """By program: offset in bytes, name of the map."""
+    text: bytes
+    loads: Sequence[tuple[int, str]]
+    """Where a map's address is loaded: offset in bytes, name of the map."""
+    marks: Sequence[int]
+    """Where it is asked how frames start: offset in bytes."""
 
-    def load(self, maps: Mapping[str, int]) -> dict[str, int]:
-        """The programs, loaded onto these maps. Raises KernelError with what the verifier said."""
-        loaded: dict[str, int] = {}
-        try:
-            for name, text in self.programs.items():
-                instructions = bytearray(text)
-                for at, of in self.loads[name]:
-                    instructions[at + 4 : at + 8] = maps[of].to_bytes(4, "little")
-                loaded[name] = libbpf.load_xdp(bytes(instructions), name, frags=self.frags)
-        except BaseException:
-            close(loaded.values())
-            raise
-        return loaded
+    def load(self, name: str, maps: Mapping[str, int]) -> int:
+        """One of the programs, loaded onto these maps. Raises KernelError with what the verifier said."""
+        instructions = bytearray(self.text)
+        for at, of in self.loads:
+            instructions[at + 4 : at + 8] = maps[of].to_bytes(4, "little")
+        for at in self.marks:
+            instructions[at + 4 : at + 8] = int(name == ETHERNET).to_bytes(4, "little")
+        return libbpf.load_xdp(bytes(instructions), name, frags=self.frags)
 
     def is_loaded(self, programs: Mapping[str, int], maps: Mapping[str, int]) -> bool:
         """Are these programs, made of this text, on these maps? The text is taken on trust."""
-        return set(programs) == set(self.programs) and all(
-            libbpf.program_maps(fd) == {libbpf.map_id(maps[of]) for _, of in self.loads[name]} for name, fd in programs.items()
-        )
+        ids = {libbpf.map_id(maps[of]) for _, of in self.loads}
+        known = {ETHERNET} <= set(programs) <= {ETHERNET, IP}
+        return known and all(libbpf.program_maps(fd) == ids for fd in programs.values())
 
     def keep(self) -> int:
         """Write it to a file in memory, for the descriptor store."""
         fd = os.memfd_create("xdpmond-code")
-        head = {"identity": self.identity, "frags": self.frags, "loads": dict(self.loads),
-                "sizes": {name: len(text) for name, text in self.programs.items()}}  # fmt: skip
+        head = {"identity": self.identity, "frags": self.frags, "size": len(self.text), "loads": self.loads, "marks": self.marks}
         with open(fd, "wb", closefd=False) as file:
-            file.write(json.dumps(head).encode() + b"\n" + b"".join(self.programs.values()))
+            file.write(json.dumps(head).encode() + b"\n" + self.text)
         return fd
 
     @classmethod
     def kept(cls, fd: int) -> Code | None:
         """What `keep` wrote; None if it is not understood."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            text = os.pread(fd, os.fstat(fd).st_size, 0)
-            line, _, rest = text.partition(b"\n")
+            line, _, text = os.pread(fd, os.fstat(fd).st_size, 0).partition(b"\n")
             head = json.loads(line)
-            return cls(head["identity"], head["frags"], _cut(rest, head["sizes"]), head["loads"])
+            if len(text) == head["size"]:
+                return cls(head["identity"], head["frags"], text, head["loads"], head["marks"])
         return None
-
-
-def _cut(text: bytes, sizes: Mapping[str, int]) -> dict[str, bytes]:
-    found, at = {}, 0
-    for name, size in sizes.items():
-        found[name] = text[at : at + size]
-        at += size
-    if at != len(text):
-        raise ValueError(f"{len(text)} bytes of instructions where {at} were said")
-    return found
 
 
 @dataclass(slots=True)
 class Loaded:
-    """Descriptors of the loaded programs and their maps, and the names of the maps that were kept from before."""
+    """Descriptors of the maps and of those programs that were needed so far, and the names of the maps that were kept from before."""
 
     code: Code
     programs: dict[str, int]
     maps: dict[str, int]
     reused: frozenset[str]
+
+    def program(self, name: str) -> int:
+        """One of the programs, loaded now if it has not been needed before. Raises KernelError with what the verifier said."""
+        if name not in self.programs:
+            self.programs[name] = self.code.load(name, self.maps)
+        return self.programs[name]
 
     def close(self) -> None:
         close({*self.programs.values(), *self.maps.values()})
@@ -166,8 +158,8 @@ class Loaded:
 def load(build: Build, kept: Mapping[str, int] | None = None, policy: PolicySize = SMALLEST_POLICY, code: Code | None = None,
          programs: Mapping[str, int] | None = None) -> Loaded:  # fmt: skip
     """Maps in `kept` whose definition is unchanged go on in use, those of the policy together and whatever their size; the others are made,
-    and the program is loaded onto them, unless `programs`, which were made of `code`, are on these maps already. Compiles, which takes a
-    second, unless `code` is of these sources: call it in a thread.
+    and the program for Ethernet is loaded onto them, unless `programs`, which were made of `code`, are on these maps already. The other one
+    is loaded when an interface needs it. Compiles, which takes a second, unless `code` is of these sources: call it in a thread.
 
     Raises KernelError with what clang or the verifier said.
     """
@@ -178,7 +170,7 @@ def load(build: Build, kept: Mapping[str, int] | None = None, policy: PolicySize
     try:
         if programs is not None and reused == set(build.maps) and code.is_loaded(programs, maps):
             return Loaded(code, dict(programs), maps, reused)
-        return Loaded(code, code.load(maps), maps, reused)
+        return Loaded(code, {ETHERNET: code.load(ETHERNET, maps)}, maps, reused)
     except BaseException:
         close(fd for name, fd in maps.items() if name not in reused)
         raise
@@ -208,10 +200,12 @@ def kept_policy_size(maps: Mapping[str, int]) -> PolicySize | None:
 
 def compile_code(build: Build, directory: Path) -> Code:
     """Compile in a child. Raises KernelError with what clang said."""
-    request = {"directory": str(directory), "source": "xdpmond.bpf.c", "defines": build.defines, "maps": build.maps, "programs": PROGRAMS}
-    # The child finds this package where we found it, installed or not.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "xdpmond.kernel.compile"]
+    request = {"directory": str(directory), "source": "xdpmond.bpf.c", "defines": build.defines, "maps": build.maps, "program": ETHERNET,
+               "mark": abi.LINK_MARK}  # fmt: skip
+    # The child finds this package where we found it, installed or not; and nothing in the working directory, which "" would name.
+    places = [str(Path(__file__).parents[2]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+    command = [sys.executable, "-P", "-m", "xdpmond.kernel.compile"]
     try:
         child = subprocess.run(
             command, input=json.dumps(request).encode(), capture_output=True, timeout=_COMPILE_TIMEOUT, env=environment, check=False
@@ -221,7 +215,7 @@ def compile_code(build: Build, directory: Path) -> Code:
     except OSError as error:
         raise KernelError(f"the compiler child cannot be started: {error.strerror}") from None
     said = child.stderr.decode(errors="replace").strip()
-    line, _, rest = child.stdout.partition(b"\n")
+    line, _, text = child.stdout.partition(b"\n")
     if not line:
         raise KernelError(f"the compiler child ended without an answer, by {_end(child.returncode)}", hint=_telling_lines(said))
     answer = json.loads(line)
@@ -234,11 +228,9 @@ def compile_code(build: Build, directory: Path) -> Code:
         if (type_, key_size, value_size, flags) != (table.type, table.key_size, expected, table.flags):
             said = f"the map {name} is {answer['maps'][name]} in the sources, and {tuple(table)} here"
             raise KernelError(said, hint="is the package whole?")
-    programs = answer["programs"]
-    return Code(
-        build.identity(directory), build.frags, _cut(rest, {name: program["size"] for name, program in programs.items()}),
-        {name: program["loads"] for name, program in programs.items()},
-    )  # fmt: skip
+    if not answer["marks"] or len(text) != answer["size"]:
+        raise KernelError("the compiler child's answer is not whole")
+    return Code(build.identity(directory), build.frags, text, answer["loads"], answer["marks"])
 
 
 def _end(status: int) -> str:
