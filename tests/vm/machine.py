@@ -51,7 +51,7 @@ def run(
     project: Path,
     environment: Mapping[str, str],
     timeout: float,
-    boot_timeout: float = 180,
+    boot_timeout: float = 600,
     on_output: Callable[[bytes], object] = lambda data: None,
 ) -> Finished:
     """Run `command` in the directory /project of a fresh guest, which is a copy of the directory `project` as it is now."""

@@ -24,7 +24,7 @@ GUEST_TESTS = (
 """What is run when nothing is named. Left out is what takes minutes under emulation and says little of the kernel that it runs on: what
 compiles a dozen times, and two of three crowds of prefixes."""
 
-TIMEOUT = 2400.0
+TIMEOUT = 3600.0
 """Seconds that a machine may take as a whole: software emulation is some ten times slower than the processor."""
 
 _MACHINE_FAILED = 125

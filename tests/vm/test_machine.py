@@ -18,7 +18,7 @@ def image() -> Image:
     return prepare(KERNEL)
 
 
-def run_shell(image: Image, project: Path, text: str, *, timeout: float = 120, environment: dict[str, str] | None = None) -> Finished:
+def run_shell(image: Image, project: Path, text: str, *, timeout: float = 600, environment: dict[str, str] | None = None) -> Finished:
     return run(image, ["sh", "-c", text], project=project, environment=environment or {}, timeout=timeout)
 
 
