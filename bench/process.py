@@ -12,7 +12,7 @@ TITLE = "whole processes"
 
 
 def measure(rounds: int) -> Iterable[Row]:
-    rounds = max(3, rounds // 2)
+    rounds = max(7, rounds // 2)
     with stage() as at:
         cold, taken_over, memory, status = [], [], [], []
         for _ in range(rounds):

@@ -1,12 +1,14 @@
 """A real daemon on a stage of its own: a network namespace with a veth pair, a private message bus, and a notify socket.
 
 The daemon runs as under systemd: the notify socket keeps its descriptors, so that its programs and maps can be reached from here, and so
-that a second start takes over from the first.
+that a second start takes over from the first. And it is installed as the package does it, with the bytecode beside the Python: each start
+and each call would otherwise compile all of it, where a checkout has none, or only what somebody happened to run.
 """
 
 from __future__ import annotations
 
 import array
+import compileall
 import contextlib
 import fcntl
 import json
@@ -190,7 +192,7 @@ class Stage:
 
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if name not in ("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID")}
-        return kept | {"PYTHONPATH": str(_ROOT), "XDPMOND_BUS": self.bus}
+        return kept | {"PYTHONPATH": str(self.directory / "installed"), "PYTHONSAFEPATH": "1", "XDPMOND_BUS": self.bus}
 
     def configure(self, text: str = CONFIG) -> None:
         (self.directory / "xdpmond.toml").write_text(text)
@@ -272,12 +274,19 @@ def _spawn(command: list[str], environment: Mapping[str, str], descriptors: list
             os.close(fd)
 
 
+def _install(directory: Path) -> None:
+    for part in ("xdpmond", "bpf"):
+        shutil.copytree(_ROOT / part, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
+    compileall.compile_dir(directory, quiet=2)
+
+
 @contextlib.contextmanager
 def stage() -> Iterator[Stage]:
     with contextlib.ExitStack() as undo:
         # On a disk, as the state of a daemon is: /tmp may be memory.
         directory = Path(tempfile.mkdtemp(prefix="xm-bench-", dir="/var/tmp"))
         undo.callback(shutil.rmtree, directory)
+        _install(directory / "installed")
         name = undo.enter_context(namespace("stage"))
         for command in ("link add front type veth peer name wire", "link set front up", "link set wire up", "link set lo up"):
             subprocess.run(["ip", "-n", name, *command.split()], check=True)
