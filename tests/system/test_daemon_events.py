@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import os
 import re
 import socket
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,8 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
 from tests.lab import PYTHON, holds_pipe, wait_for
+
+CLOCK_MONOTONIC_COARSE = 6
 
 FIELDS = {
     "timestamp", "timestamp_iso", "interface", "vlan", "family", "src_ip", "dst_ip", "src_port", "dst_port", "protocol", "protocol_num",
@@ -29,7 +35,7 @@ def events(world: World, **wanted: Any) -> list[dict[str, Any]]:
 
 def event(world: World, **wanted: Any) -> dict[str, Any]:
     """The one such event, as soon as it is there."""
-    wait_for(lambda: events(world, **wanted), f"an event with {wanted}", 10)
+    wait_for(lambda: events(world, **wanted), f"an event with {wanted}")
     (found,) = events(world, **wanted)
     return found
 
@@ -64,9 +70,9 @@ def test_the_next_event_says_how_many_were_held_back(world: World, start: Start)
 
     def second() -> bool:
         world.net.datagrams(UNLISTED4.net, UNLISTED4.host, 53, [10])
-        return len(events(world, src_ip=UNLISTED4.net)) == 2
+        return len(events(world, src_ip=UNLISTED4.net)) >= 2
 
-    wait_for(second, "the next event", 10)
+    wait_for(second, "the next event")
     following = events(world, src_ip=UNLISTED4.net)[1]
     sent = world.lab.rows("top")
     packets = sum(row["packets"] for row in sent if row["source"] == UNLISTED4.net)
@@ -93,14 +99,14 @@ def test_events_are_streamed_as_they_happen(world: World, start: Start, tmp_path
     world.net.datagrams(DENIED4.net, DENIED4.host, 2, [1])
     world.net.datagrams(DENIED6.net, DENIED6.host, 2, [1])
     for path in streams:
-        wait_for(lambda path=path: path.read_text().count('"dst_port":2') == 2, "both events in the stream", 10)  # type: ignore[misc]
+        wait_for(lambda path=path: path.read_text().count('"dst_port":2') == 2, "both events in the stream")  # type: ignore[misc]
         found = [json.loads(line) for line in path.read_text().splitlines()]
         assert {one["src_ip"] for one in found if one["dst_port"] == 2} == {DENIED4.net, DENIED6.net}
         assert not any(one["dst_port"] == 1 for one in found)
     first, second = clients
     first.kill()
     world.net.datagrams(UNLISTED6.net, UNLISTED6.host, 3, [1])
-    wait_for(lambda: '"dst_port":3' in streams[1].read_text(), "the event, though another reader has gone", 10)
+    wait_for(lambda: '"dst_port":3' in streams[1].read_text(), "the event, though another reader has gone")
     second.kill()
 
 
@@ -120,7 +126,7 @@ def test_a_flood_makes_few_events_and_every_loss_is_counted(world: World, start:
     event(world, src_ip=DENIED4.net)
     began = time.monotonic()
     spoof(world, 20_000)
-    wait_for(lambda: world.totals["logged"]["packets"] >= 20_000, "the flood to be counted", 10)
+    wait_for(lambda: world.totals["logged"]["packets"] >= 20_000, "the flood to be counted")
     seconds = time.monotonic() - began
     status = world.lab.status()
     made = len([row for row in world.lab.rows("events") if row["src_ip"].startswith("198.1")])
@@ -133,16 +139,49 @@ def test_a_flood_makes_few_events_and_every_loss_is_counted(world: World, start:
     assert unique > 19_000 and unique + evictions > 20_000
     assert status["tables"]["talkers"]["exact"] is (evictions == 0)
     assert status["books"]["balanced"] and status["books"]["evicted"]["packets"] >= evictions
-    # A source that was known before the flood is heard in the middle of it: a part of the budget is its own.
-    spoof(world, 5_000, first=0xC6130000)
-    world.net.datagrams(DENIED4.net, DENIED4.host, 2, [1])
-    world.lab.ctl("mode", "enforce")
-    world.net.datagrams(DENIED4.net, DENIED4.host, 2, [1])
-    assert event(world, src_ip=DENIED4.net, action="DROP")
+
+
+@contextlib.contextmanager
+def on_one_cpu() -> Iterator[None]:
+    """What this process sends then arrives on one CPU. Each has talkers and a budget of its own: what is known on one is new on another."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_a_source_that_was_known_is_heard_through_a_flood(world: World, start: Start) -> None:
+    """A part of the budget is kept for it. A newcomer gets nothing of that in the same second."""
+
+    def second() -> int:
+        """As the kernel counts them for the budget."""
+        return time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE) // 1_000_000_000
+
+    start('summary_interval = "0s"\nwindow = "1h"\n' + CONFIG + "[events]\nper_second = 50", "--enforce")
+    with on_one_cpu():
+        ports = range(2, 8)
+        for port in ports:
+            world.net.datagrams(DENIED4.net, DENIED4.host, port, [1])
+        wait_for(lambda: len(events(world, src_ip=DENIED4.net, action="DROP")) == len(ports), "the events before the flood")
+        world.lab.ctl("mode", "monitor")  # another outcome: the next packet is due to be told
+        for port, first in zip(ports, itertools.count(0xC6120000, 1000), strict=False):
+            began = second()
+            spoof(world, 500, first)
+            world.net.datagrams(DENIED4.net, DENIED4.host, port, [1])
+            world.net.datagrams(UNLISTED4.net, UNLISTED4.host, port, [1])
+            if second() == began:
+                break
+        else:
+            raise AssertionError("each flood took longer than a second")
+    event(world, src_ip=DENIED4.net, dst_port=port, action="LOG")
+    assert not events(world, src_ip=UNLISTED4.net, dst_port=port)
 
 
 def test_top_and_explain_tell_who_sent_what(world: World, start: Start) -> None:
-    start()
+    began = time.time()
+    start('window = "1h"\n' + CONFIG)
     world.net.datagrams(UNLISTED4.net, UNLISTED4.host, 5000, [100] * 30)
     world.net.datagrams(UNLISTED6.net, UNLISTED6.host, 53, [1000] * 10)
     with world.host.listen(PERMITTED4.host, 8080), world.net.connect(PERMITTED4.net, PERMITTED4.host, 8080):
@@ -154,7 +193,7 @@ def test_top_and_explain_tell_who_sent_what(world: World, start: Start) -> None:
     assert (large["packets"], large["bytes"], large["family"]) == (10, 10 * 1062, "ipv6")
     assert rows[PERMITTED4.net, "tcp", 8080]["syns"] == 1
     assert rows[PERMITTED4.net, "tcp", 8080]["rule"] == "10.0.0.0/24"
-    assert time.time() - 60 < many["first_seen"] <= many["last_seen"] < time.time() + 1
+    assert began - 1 < many["first_seen"] <= many["last_seen"] < time.time() + 1
     assert top("top", "--by", "bytes", "--limit", "1")[0]["source"] == UNLISTED6.net
     assert top("top", "--by", "packets")[0]["source"] == UNLISTED4.net
     assert top("top", "--by", "syn")[0]["source"] == PERMITTED4.net
@@ -177,7 +216,7 @@ def test_ephemeral_ports_are_one(world: World, start: Start) -> None:
     first, last = (int(word) for word in world.host.run("sysctl", "-n", "net.ipv4.ip_local_port_range").stdout.split())
     with world.host.socket(socket.AF_INET, socket.SOCK_DGRAM) as listening:
         listening.bind((UNLISTED4.host, last - 1))
-        start('window = "1s"\n' + CONFIG)
+        start('window = "1h"\n' + CONFIG)
         for port in (first, first + 1, first + 700, last - 5):
             world.net.datagrams(UNLISTED4.net, UNLISTED4.host, port, [10])
         world.net.datagrams(UNLISTED4.net, UNLISTED4.host, last - 1, [10, 10])
@@ -194,10 +233,10 @@ def packets_in_summaries(text: str, source: str) -> int:
 def test_a_summary_tells_of_its_interval_alone(world: World, start: Start) -> None:
     daemon = start('window = "1s"\nsummary_interval = "1s"\n' + CONFIG)
     assert world.passes(UNLISTED4)
-    wait_for(lambda: packets_in_summaries(daemon.log, UNLISTED4.net) == 3, "the summary with the first source", 10)
+    wait_for(lambda: packets_in_summaries(daemon.log, UNLISTED4.net) == 3, "the summary with the first source")
     at = len(daemon.log)
     assert world.passes(DENIED4)
-    wait_for(lambda: packets_in_summaries(daemon.log[at:], DENIED4.net) == 3, "the summary with the second source", 10)
+    wait_for(lambda: packets_in_summaries(daemon.log[at:], DENIED4.net) == 3, "the summary with the second source")
     assert packets_in_summaries(daemon.log[at:], UNLISTED4.net) == 0
     assert world.lab.status()["window"]["length_seconds"] > 0.9
     assert world.lab.status()["books"]["balanced"]
