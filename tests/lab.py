@@ -234,7 +234,7 @@ class Daemon:
         if self.process.poll() is not None:
             raise AssertionError(f"xdpmond ended with {self.process.returncode}:\n{self.log}")
 
-    def wait_log(self, *texts: str, count: int = 1, seconds: float = 20) -> None:
+    def wait_log(self, *texts: str, count: int = 1, seconds: float = 60) -> None:
         """Until each text stands in the log that often."""
         for text in texts:
             try:
@@ -246,7 +246,7 @@ class Daemon:
         """End it, and return its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
 
 class _Bus(PrivateBus):

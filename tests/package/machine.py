@@ -45,7 +45,7 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def wait_for(what: str, condition: Callable[[], T | None], seconds: float = 30.0) -> T:
+def wait_for(what: str, condition: Callable[[], T | None], seconds: float = 90.0) -> T:
     """Ask until the condition returns something true, and return it; fail with its name and last value."""
     end = time.monotonic() + seconds
     while True:
@@ -143,7 +143,7 @@ class Machine:
         wait_for("the veth", lambda: Path(f"/sys/class/net/ve-{name}").exists())
         self.wire.plug(f"ve-{name}")
         wait_for("systemd's socket", lambda: self.run("test", "-S", "/run/systemd/private", check=False).returncode == 0)
-        self.run("systemctl", "is-system-running", "--wait", check=False, seconds=90)
+        self.run("systemctl", "is-system-running", "--wait", check=False, seconds=300)
         for family in (4, 6):
             wait_for(f"the wire to carry IPv{family}", partial(self.wire.ping, PERMITTED[family]))
 
@@ -250,9 +250,9 @@ class Machine:
         return [json.loads(line) for line in lines]
 
     def receiver(self, port: int, family: int = 4) -> socket.socket:
-        """A UDP socket inside the machine's network that sees whatever gets past the front door."""
+        """A UDP socket inside the machine's network that sees whatever gets past the front door, and keeps minutes of it."""
         link = netns.open_socket(self.namespace, socket.AF_INET6 if family == 6 else socket.AF_INET, socket.SOCK_DGRAM)
-        link.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 32 << 20)
+        link.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 256 << 20)
         if family == 6:
             link.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         link.bind(("::" if family == 6 else "0.0.0.0", port))

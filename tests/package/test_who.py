@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from typing import Any
 
 from tests.mmdb import encode
 
@@ -31,9 +32,14 @@ def test_ports_by_source_for_everybody(machine: Machine) -> None:
     configure(machine, 'window = "5s"\n')
     datagrams(machine, UNLISTED[4], 7201, 5)
     asked = ("xdpmonctl", "ports", "--json=short")
-    wait_for("the window to end", lambda: [row for row in machine.json(*asked, user="ordinary") if row["port"] == 7201 and row["packets"]])
-    row = next(row for row in machine.json(*asked) if row["port"] == 7201)
+
+    def closed() -> list[dict[str, Any]]:
+        return [row for row in machine.json(*asked, user="ordinary") if row["port"] == 7201 and row["packets"]]
+
+    (row,) = wait_for("the window to end", closed)
     assert (row["protocol"], row["sources"], row["packets"], row["exact"]) == ("udp", {"ipv4": 1, "ipv6": 0}, 5, True)
+    configure(machine, 'window = "1h"\n')  # what is in it now stays shown
+    datagrams(machine, UNLISTED[4], 7201, 5)
     assert "7201" in machine.ctl("ports", user="ordinary").stdout
     assert UNLISTED[4] in machine.ctl("top", user="ordinary").stdout
 

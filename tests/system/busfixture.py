@@ -47,8 +47,8 @@ _CONFIG = """<busconfig>
 """
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
-    """Return when the condition holds; fail with what was waited for."""
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+    """Return when the condition holds; fail with what was waited for. So long it takes nowhere but where something is wrong."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -163,7 +163,7 @@ class FakeDaemon:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
 
-def read_line(process: subprocess.Popen[str], seconds: float = 20.0) -> str:
+def read_line(process: subprocess.Popen[str], seconds: float = 60.0) -> str:
     """The next line of its standard output; empty if it ends, or is silent for so long that it is killed for it."""
     assert process.stdout is not None
     watch = threading.Timer(seconds, process.kill)

@@ -89,6 +89,6 @@ def test_following_leaves_nothing_behind(bus: PrivateBus) -> None:
     assert process.stdout is not None
     assert [json.loads(process.stdout.readline())["serial"] for _ in range(3)] == [0, 1, 2]
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert bus.log("follow.log") == ""
     wait_for(lambda: followers() == 0, "the daemon lets the follower go")

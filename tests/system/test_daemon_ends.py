@@ -49,14 +49,14 @@ def test_it_ends_with_its_terminal(world: World) -> None:
         os.close(master)
         master = -1
         wait_for(lambda: not Path(f"/proc/{daemon}").exists() or "ends and detaches" in log.read_text(), "its end")
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         wait_for(lambda: not attached(world), "the program to be gone")
         assert log.read_text().count("configuration read again") == 1
     finally:
         if master >= 0:
             os.close(master)
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def daemon_of(pid: int) -> int:

@@ -153,7 +153,7 @@ def becomes(get: Callable[[], Any], wanted: Callable[[], Any]) -> None:
         return bool(seen[0] == seen[1])
 
     with contextlib.suppress(AssertionError):
-        wait_for(equal, "the numbers to be the witness's", 10)
+        wait_for(equal, "the numbers to be the witness's", 30)
     assert seen[0] == seen[1]
 
 

@@ -62,7 +62,7 @@ def test_nothing_piles_up(world: World, start: Start, tmp_path: Path) -> None:
     before = held()
     work()
     work()
-    wait_for(lambda: held()[0] <= before[0], f"no more descriptors than {before[0]}", 5)
+    wait_for(lambda: held()[0] <= before[0], f"no more descriptors than {before[0]}")
     assert held()[1] <= before[1] + 2  # the pool of threads grows to its size
 
 
@@ -94,12 +94,12 @@ def test_the_loop_stays_free(world: World, tmp_path: Path) -> None:
         spoof(world, 20_000)
         wait_for(lambda: (world.lab.status()["window"]["number"] or 0) > 5, "windows to end")
         ctl("top", "--limit", "100000", "-j")
-        wait_for(lambda: UNLISTED4.net + "/32 has ended" in log.read_text(), "an entry to end", 10)
+        wait_for(lambda: UNLISTED4.net + "/32 has ended" in log.read_text(), "an entry to end")
         blocked = [line for line in log.read_text()[started:].splitlines() if line.startswith("BLOCKED")]
         assert blocked == [], "\n".join(blocked)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def test_a_long_list_is_taken_and_enforced(world: World, start: Start, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_killed_at_any_moment_it_leaves_nothing_attached(world: World, moment: s
     else:
         wait_for(lambda: "xdp" in world.host.run("ip", "link", "show", "eth0").stdout, "the program to be attached")
     daemon.stop(signal.SIGKILL)
-    wait_for(lambda: "xdp" not in world.host.run("ip", "link", "show", "eth0").stdout, "the program to go", 10)
+    wait_for(lambda: "xdp" not in world.host.run("ip", "link", "show", "eth0").stdout, "the program to go")
     assert world.passes(DENIED4)
     if moment == "changing":
         for client in clients:

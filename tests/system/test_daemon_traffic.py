@@ -82,7 +82,7 @@ def counts_exactly(world: World, witness: Witness, *, enforce: bool) -> None:
         return bool(seen[0] == seen[1])
 
     with contextlib.suppress(AssertionError):
-        wait_for(equal, "the totals to be the witness's", 10)
+        wait_for(equal, "the totals to be the witness's", 30)
     assert seen[0] == seen[1]
     books = seen[2]
     assert books["balanced"]
@@ -122,13 +122,13 @@ def refuses_tcp(world: World, ends: Ends) -> bool:
     return True
 
 
-def arriving(world: World, ends: Ends, sizes: list[int], port: int = 5353) -> list[int]:
-    """Send datagrams of these sizes; the sizes of those that arrive."""
+def arriving(world: World, ends: Ends, sizes: list[int], port: int = 5353, wait: float = 10) -> list[int]:
+    """Send datagrams of these sizes; the sizes of those that arrive. What does not is waited for so long."""
     family = socket.AF_INET6 if ":" in ends.host else socket.AF_INET
     with world.host.socket(family, socket.SOCK_DGRAM) as receiver:
         receiver.bind((ends.host, port))
         world.net.datagrams(ends.net, ends.host, port, sizes)
-        receiver.settimeout(0.5)
+        receiver.settimeout(wait)
         found = []
         with contextlib.suppress(TimeoutError):
             while len(found) < len(sizes):
@@ -153,7 +153,7 @@ def test_enforce_mode_drops_what_is_denied_and_nothing_else(world: World, witnes
     assert world.drops(DENIED4, DENIED6)
     for ends in (DENIED4, DENIED6):
         assert refuses_tcp(world, ends)
-        assert arriving(world, ends, [10, 20, 30]) == []
+        assert arriving(world, ends, [10, 20, 30], wait=0.5) == []
     for ends in (PERMITTED4, PERMITTED6, UNLISTED4, UNLISTED6):
         assert transfer(world, ends, 300_000) == 300_000
         assert arriving(world, ends, [10, 4000, 30]) == [10, 4000, 30]
@@ -202,16 +202,21 @@ def test_vlan_frames_are_judged_by_the_source_inside(world: World, witnessed: Wa
     counts_exactly(world, witness, enforce=True)
     # 3 protocols, 3 ways to tag them, 2 denied sources
     assert world.totals["dropped"]["packets"] == 18
-    wait_for(lambda: {event["vlan"] for event in world.lab.rows("events")} >= {None, 100, 7}, "events with each tag", 5)
+    wait_for(lambda: {event["vlan"] for event in world.lab.rows("events")} >= {None, 100, 7}, "events with each tag")
 
 
 def test_a_deny_for_a_time_comes_back_by_itself(world: World, start: Start) -> None:
     start(CONFIG, "--enforce")
     assert world.passes(UNLISTED4)
-    ends = world.lab.json("deny", UNLISTED4.net, "--for", "2s", "--reason", "a short one")["applied"][0]["expires"]
-    assert world.drops(UNLISTED4)
-    assert ends - 2.5 < time.time() < ends
-    wait_for(lambda: world.lost(UNLISTED4, 1, 0.3) == 0, "the source to get in again", 10)
+    for seconds in (2, 4, 8, 16):  # on a slow machine the shortest may be over before anybody has looked
+        began = time.time()
+        ends = world.lab.json("deny", UNLISTED4.net, "--for", f"{seconds}s", "--reason", "a short one")["applied"][0]["expires"]
+        assert began + seconds < ends < time.time() + seconds
+        held = world.drops(UNLISTED4)
+        if time.time() < ends:
+            break
+    assert held
+    wait_for(lambda: world.lost(UNLISTED4, 1, 0.3) == 0, "the source to get in again")
     assert time.time() > ends
     assert not world.entry(f"{UNLISTED4.net}/32")
 
@@ -274,7 +279,7 @@ def test_kernel_and_client_agree_under_many_sources(world: World, witnessed: Wat
                 number += 1
                 source = (0xC6120000 + number % 4096).to_bytes(4, "big")  # 198.18.0.0/15
                 raw.send(head + tail[:12] + source + tail[16:])
-    wait_for(lambda: world.totals["packets"] == witness.count()[0], "every frame to be counted", 10)
+    wait_for(lambda: world.totals["packets"] == witness.count()[0], "every frame to be counted")
     status = world.lab.status()
     assert status["books"]["balanced"]
     assert status["books"]["tracked"]["packets"] == status["books"]["total"]["packets"]

@@ -97,7 +97,7 @@ def test_a_killed_demo_leaves_no_process(run: Run) -> None:
     wait_for(lambda: "is ready" in run.text or run.process.poll() is not None, "the daemon", 60)
     run.process.kill()
     run.process.wait()
-    wait_for(lambda: not any(" " in what for what in run.left()), "all processes to die", 10)
+    wait_for(lambda: not any(" " in what for what in run.left()), "all processes to die")
     sweep()
     assert not any(what.startswith("xm-lab") and str(run.process.pid) in what for what in run.left())
 

@@ -114,7 +114,7 @@ def prometheus(world: World) -> Iterator[Prometheus]:
     made = Prometheus(world)
     yield made
     made.process.terminate()
-    made.process.wait(20)
+    made.process.wait(60)
     assert "err=" not in made.log.read_text(), made.log.read_text()
 
 
@@ -241,7 +241,7 @@ def test_prometheus_reads_from_elsewhere_by_tls_with_a_password(world: World, st
     made = Prometheus(world, f'{tls}, {password}, static_configs: [{{targets: ["{listen}"]}}]')
     wait_for(lambda: made.number("up") == 1 and made.number("count(xdpmond_build_info)") == 1, "a scrape")
     made.process.terminate()
-    made.process.wait(20)
+    made.process.wait(60)
 
 
 def test_node_exporter_takes_the_text_file(world: World, start: Start, tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_node_exporter_takes_the_text_file(world: World, start: Start, tmp_path:
     assert found["node_textfile_scrape_error"] == 0
     assert found["xdpmond_last_reload_successful"] == 1
     exporter.terminate()
-    exporter.wait(20)
+    exporter.wait(60)
 
 
 def test_the_list_has_the_shape_of_the_reference(world: World, start: Start) -> None:

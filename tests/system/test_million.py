@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
+from statistics import median
 
 from busfixture import ROOT
 from conftest import CONFIG, World
@@ -30,20 +32,33 @@ AT_ONCE = 1 << 20
 """Packets of one system call."""
 
 WATCHED = f"""
-import asyncio, runpy, sys, threading, time
+import asyncio, contextlib, os, runpy, sys, threading, time
+
+files = {{}}
+
+def waited():
+    "Seconds that each thread of ours has waited for a processor."
+    found = {{}}
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):  # it has ended
+            if thread not in files:
+                files[thread] = open(f"/proc/self/task/{{thread}}/schedstat", "rb", buffering=0)
+            files[thread].seek(0)
+            found[thread] = int(files[thread].read().split()[1]) / 1e9
+    return found
 
 async def watch():
-    "Tell how late this task comes to run, less what its thread waited for a processor: that is not ours to shorten."
-    with open(f"/proc/self/task/{{threading.get_native_id()}}/schedstat", "rb", buffering=0) as scheduled:
-        def waited():
-            scheduled.seek(0)
-            return int(scheduled.read().split()[1]) / 1e9
-        while True:
-            due, before = time.monotonic() + 0.001, waited()
-            await asyncio.sleep(0.001)
-            late = time.monotonic() - due - (waited() - before)
-            if late > 0.002:
-                print(f"LATE {{late * 1000:.1f}} ms", file=sys.stderr)
+    "Tell how late this task comes to run, less what was waited for a processor: by its thread, and by the one that may have held the lock."
+    own = str(threading.get_native_id())
+    while True:
+        before = waited()
+        due = time.monotonic() + 0.002
+        await asyncio.sleep(0.002)
+        late = time.monotonic() - due
+        waits = {{thread: seconds - before.get(thread, 0) for thread, seconds in waited().items()}}
+        late -= waits.pop(own) + max(waits.values(), default=0)
+        if late > 0.002:
+            print(f"LATE {{late * 1000:.1f}} ms", file=sys.stderr)
 
 async def both(main):
     async with asyncio.TaskGroup() as tasks:
@@ -57,7 +72,7 @@ sys.path.insert(0, {str(ROOT)!r})
 sys.argv[0] = "xdpmond"
 runpy.run_module("xdpmond", run_name="__main__")
 """
-"""The daemon, with a task in its loop that tells when it had to wait."""
+"""The daemon, with a task in its loop that tells when it had to wait for the daemon's other work."""
 
 
 @contextmanager
@@ -133,25 +148,27 @@ def check(world: World, settings: str, questions: list[list[str]], most_memory: 
     try:
         wait_for(lambda: " is ready" in log.read_text(), "the daemon")
         (interface,) = world.lab.status()["interfaces"]
-        begun = len(log.read_text())
         program = libbpf.program_by_id(interface["program_id"])
-        seen: set[int] = set()
+        seen: dict[int, int] = {}
+        """Windows of a million, and how long the log was when they had been seen."""
 
         def full() -> bool:
             window = world.lab.status()["window"]
             if sum(window["unique_sources"].values()) >= MILLION and window["number"] not in seen:
-                seen.add(window["number"])
                 for question in questions:
                     assert world.lab.rows(*question)
-            return len(seen) >= WINDOWS
+                seen[window["number"]] = len(log.read_text())
+            return len(seen) > WINDOWS
 
         with floods(program, world.host.path, interface["ifindex"]), memory_of(daemon.pid) as memory:
-            wait_for(full, f"{WINDOWS} windows of a million talkers", 60)
-        late = [float(found) for found in re.findall(r"LATE ([0-9.]+) ms", log.read_text()[begun:])]
-        assert late, "nobody watched"
-        assert max(late) < MOST_LATE
+            wait_for(full, f"more than {WINDOWS} windows of a million talkers", 120)
+        said, marks = log.read_text(), sorted(seen.values())
+        late = [[float(found) for found in re.findall(r"LATE ([0-9.]+) ms", said[begin:end])] for begin, end in pairwise(marks)]
+        assert any(late), "nobody watched"
+        # What the daemon does it does in each window; what the machine does, such as taking its processors away, it does now and then.
+        assert median(max(of_window, default=0) for of_window in late) < MOST_LATE, late
         assert max(memory) < most_memory, f"{max(memory) / 1e6:.0f} MB"
         os.close(program)
     finally:
         daemon.terminate()
-        daemon.wait(20)
+        daemon.wait(60)

@@ -65,7 +65,7 @@ def counts(world: World, expected: tuple[int, int], of: Callable[[], tuple[int, 
         return bool(seen[0] == expected)
 
     with contextlib.suppress(AssertionError):
-        wait_for(equal, "the counts", 10)
+        wait_for(equal, "the counts", 30)
     assert seen[0] == expected
 
 
@@ -145,7 +145,7 @@ def iperf3(world: World, ends: Ends, *options: str) -> dict[str, Any]:
     server = world.lab.spawn(world.host.inside(["iperf3", "--server", "--one-off", "--bind", ends.host, "--forceflush"]), log)
     wait_for(lambda: "listening" in log.read_text(), "iperf3 to listen")
     said = world.net.run("iperf3", "--json", "--client", ends.host, "--bind", ends.net, *options)
-    server.wait(20)
+    server.wait(60)
     return dict(json.loads(said.stdout)["end"])
 
 

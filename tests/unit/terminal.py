@@ -160,14 +160,14 @@ class Console:
         self.screen.feed(os.read(self._ours, 65536))
         return True
 
-    def until(self, holds: Callable[[Screen], object], seconds: float = 30) -> None:
+    def until(self, holds: Callable[[Screen], object], seconds: float = 60) -> None:
         """Until the screen is so; fail with what stands on it."""
         end = time.monotonic() + seconds
         while not holds(self.screen):
             assert time.monotonic() < end, f"not seen; the screen:\n{self.screen.text}"
             self.read(0.05)
 
-    def ended(self, seconds: float = 30) -> int:
+    def ended(self, seconds: float = 60) -> int:
         """The status that it ends with, when all that it wrote is on the screen."""
         end = time.monotonic() + seconds
         while self.process.poll() is None:
