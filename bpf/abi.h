@@ -278,10 +278,9 @@ struct xm_tallies {
 
 /* Per CPU, element 0 of the map `budget`. */
 struct xm_budget {
-	u32 second;   /* of CLOCK_MONOTONIC */
+	u64 began;    /* of this second: ns of CLOCK_MONOTONIC */
 	u32 spent;    /* events made in it */
 	u32 unknown;  /* of these, for sources not known before */
-	u32 pad;
 };
 
 /*

@@ -118,16 +118,15 @@ static __always_inline int xm_parse_ipv4(struct xm_cursor *c, struct xm_packet *
 		return -1;
 	}
 	p->family = XM_FAMILY_IPV4;
-	p->source[0] = 0;
-	p->destination[0] = 0;
-	*(u32 *)&p->source[0] = ip->saddr;
+	/* Whole words, here and for IPv6: what is read as one soon would wait for the stores of its parts. */
+	p->source[0] = ip->saddr;
 	p->protocol = ip->protocol;
 	p->hop_limit = ip->ttl;
 	if ((void *)(ip + 1) > c->end) {
 		xm_odd(c, XM_ANOMALY_SHORT_IP);
 		return -1;
 	}
-	*(u32 *)&p->destination[0] = ip->daddr;
+	p->destination[0] = ip->daddr;
 
 	u32 header = ip->ihl * 4U;
 	u32 total = bpf_ntohs(ip->tot_len);
@@ -214,14 +213,16 @@ static __always_inline int xm_parse_ipv6(struct xm_cursor *c, struct xm_packet *
 		return -1;
 	}
 	p->family = XM_FAMILY_IPV6;
-	__builtin_memcpy(p->source, &ip->saddr, 16);
+	p->source[0] = *(u64 *)&ip->saddr;
+	p->source[1] = *((u64 *)&ip->saddr + 1);
 	p->hop_limit = ip->hop_limit;
 	p->protocol = ip->nexthdr;
 	if ((void *)(ip + 1) > c->end) {
 		xm_odd(c, XM_ANOMALY_SHORT_IP);
 		return -1;
 	}
-	__builtin_memcpy(p->destination, &ip->daddr, 16);
+	p->destination[0] = *(u64 *)&ip->daddr;
+	p->destination[1] = *((u64 *)&ip->daddr + 1);
 	u32 payload = bpf_ntohs(ip->payload_len);
 	p->left = payload ? payload : XM_LEFT_UNKNOWN;
 #ifdef XM_FLOWS

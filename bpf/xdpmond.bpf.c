@@ -212,18 +212,26 @@ static __always_inline void sketch_source(const struct xm_control *ctl, const st
 		raise(half + 2 * XM_SKETCH_OVERALL + 2 * (pair - 1) + family, hash, rank);
 }
 
-/* Begin to read where the talker most likely is. */
-static __always_inline void touch_talker(const struct xm_control *ctl, u64 hash)
+/* The first set of this CPU's slice, and the two sets that a talker may be in. */
+static __always_inline u32 slice_of(const struct xm_control *ctl)
 {
-	u32 index = bpf_get_smp_processor_id() * (ctl->talker_mask + 1) + ((u32)(hash ^ hash >> 48) & ctl->talker_mask);
-	struct xm_entry_set *set = talkers.lookup(&index);
-	if (set) {
-		xm_touch(set);
+	return bpf_get_smp_processor_id() * (ctl->talker_mask + 1);
+}
+
+static __always_inline struct xm_entry_set *set_of(const struct xm_control *ctl, u32 slice, u64 hash, int choice)
+{
+	u32 index = slice + ((choice ? hash >> 42 : hash ^ hash >> 48) & ctl->talker_mask);
+	return talkers.lookup(&index);
+}
+
+/* Begin to read where the talker most likely is. */
+static __always_inline void touch_talker(struct xm_entry_set *home)
+{
+	xm_touch(home);
 #ifdef XM_FLOWS
-		xm_touch(set->way[0].destination); /* its second line */
-		xm_touch(&set->way[1]);
+	xm_touch(home->way[0].destination); /* its second line */
+	xm_touch(&home->way[1]);
 #endif
-	}
 }
 
 /* What the table knew of a talker before this packet. */
@@ -235,11 +243,10 @@ enum xm_seen {
 
 /* Counts the packet in this CPU's slice of the table; `hash` is that of the talker or flow. It is in one of two sets, so that a table which is
    half full turns hardly anybody away. */
-static __always_inline enum xm_seen account_talker(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies, u32 tail,
-						   u64 hash, const struct xm_more *more, u32 size, u32 now)
+static __always_inline enum xm_seen account_talker(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies,
+						   struct xm_entry_set *home, u32 slice, u32 tail, u64 hash, const struct xm_more *more,
+						   u32 size, u32 now)
 {
-	u32 mask = ctl->talker_mask;
-	u32 slice = bpf_get_smp_processor_id() * (mask + 1);
 	u32 window = *(volatile u32 *)&ctl->window;
 	bool reading = *(volatile u32 *)&ctl->read_window != window - 1;
 	bool syn = (p->tcp_flags & (XM_TCP_SYN | XM_TCP_ACK)) == XM_TCP_SYN;
@@ -248,8 +255,7 @@ static __always_inline enum xm_seen account_talker(const struct xm_control *ctl,
 	u32 victim_age = 0;
 #pragma unroll
 	for (int choice = 0; choice < 2; choice++) {
-		u32 index = slice + ((u32)(choice ? hash >> 42 : hash ^ hash >> 48) & mask);
-		struct xm_entry_set *set = talkers.lookup(&index);
+		struct xm_entry_set *set = choice ? set_of(ctl, slice, hash, choice) : home;
 		if (!set)
 			break;
 #pragma unroll
@@ -338,9 +344,8 @@ static __always_inline void sample_event(const struct xm_control *ctl, const str
 	struct xm_budget *b = budget.lookup(&zero);
 	if (!b)
 		return;
-	u32 second = now_ns / 1000000000;
-	if (b->second != second) {
-		b->second = second;
+	if (now_ns - b->began >= 1000000000) {
+		b->began = now_ns;
 		b->spent = 0;
 		b->unknown = 0;
 	}
@@ -504,7 +509,10 @@ int xdpmond(struct xdp_md *ctx)
 		more.slot = number;
 		entry_hash = hash_flow(ctl, p, hash, more.ports);
 #endif
-		touch_talker(ctl, entry_hash);
+		u32 slice = slice_of(ctl);
+		struct xm_entry_set *home = set_of(ctl, slice, entry_hash, 0);
+		if (home)
+			touch_talker(home);
 		u32 code = p->family == XM_FAMILY_IPV4 ? xm_verdict4(ctl, held, bpf_ntohl((u32)p->source[0]))
 						       : xm_verdict6(ctl, held, bpf_ntohll(p->source[0]), bpf_ntohll(p->source[1]));
 		outcome = decide(p, code, held->default_verdict, enforce);
@@ -513,7 +521,7 @@ int xdpmond(struct xdp_md *ctx)
 		add(&tally->sourced, size);
 		enum xm_seen seen = XM_SEEN_NEVER;
 		if (to_this_host(p)) {
-			seen = account_talker(ctl, p, tally, tail, entry_hash, &more, size, now >> XM_SEEN_SHIFT);
+			seen = account_talker(ctl, p, tally, home, slice, tail, entry_hash, &more, size, now >> XM_SEEN_SHIFT);
 			if (seen != XM_SEEN_NOW)
 				sketch_source(ctl, p, tail);
 		} else {

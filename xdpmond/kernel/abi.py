@@ -131,7 +131,7 @@ TALLIES = np.dtype(
         ("events_ring_full", "u8"), ("events_over_budget", "u8"), ("events_merged", "u8"), ("anomaly", "u8", ANOMALIES),
     ]
 )  # fmt: skip
-BUDGET = np.dtype([("second", "u4"), ("spent", "u4"), ("unknown", "u4"), ("pad", "u4")])
+BUDGET = np.dtype([("began", "u8"), ("spent", "u4"), ("unknown", "u4")])
 SAMPLER = np.dtype([("tag", "u8"), ("last", "u8"), ("suppressed", "u8"), ("pad", "u8")])
 EVENT = np.dtype(
     [
