@@ -40,13 +40,13 @@ static __always_inline u32 xm_top(const struct xm_policy *held, u32 index)
 	return ((const u32 *)(held + 1))[index];
 }
 
-static __always_inline u32 xm_code(u64 word, u32 place)
+static __always_inline u64 xm_code(u64 word, u32 place)
 {
 	return word >> (2 * (place & 31)) & 3;
 }
 
 /* The code of an address in a line. */
-static __always_inline u32 xm_line_code(const struct xm_policy *held, u32 index, u32 byte)
+static __always_inline u64 xm_line_code(const struct xm_policy *held, u32 index, u32 byte)
 {
 	index += held->first_line;
 	struct xm_line *line = lines.lookup(&index);
@@ -54,11 +54,11 @@ static __always_inline u32 xm_line_code(const struct xm_policy *held, u32 index,
 }
 
 /* The code of the 256 places of a reference at `byte`: three codes written out, or a line. */
-static __always_inline u32 xm_reference_code(const struct xm_policy *held, u64 ref, u32 byte)
+static __always_inline u64 xm_reference_code(const struct xm_policy *held, u64 ref, u32 byte)
 {
 	if (ref & XM_REF_LINE)
 		return xm_line_code(held, (u32)ref, byte);
-	u32 code = ref & 3;
+	u64 code = ref & 3;
 	if (((byte - (u32)(ref >> 4)) & 0xff) <= (ref >> 12 & 0xff))
 		code = ref >> 2 & 3;
 	if (((byte - (u32)(ref >> 22)) & 0xff) <= (ref >> 30 & 0xff))
@@ -66,7 +66,7 @@ static __always_inline u32 xm_reference_code(const struct xm_policy *held, u64 r
 	return code;
 }
 
-static __always_inline u32 xm_verdict4(const struct xm_control *ctl, const struct xm_policy *held, u32 address)
+static __always_inline u64 xm_verdict4(const struct xm_control *ctl, const struct xm_policy *held, u32 address)
 {
 	u32 top = xm_top(held, address >> 16);
 	u32 index = top >> 2;
@@ -77,7 +77,7 @@ static __always_inline u32 xm_verdict4(const struct xm_control *ctl, const struc
 	struct xm_bucket4 *likely = buckets4.lookup(&home);
 	if (likely)
 		xm_touch(likely);
-	u32 code = xm_line_code(held, index, address >> 8 & 0xff);
+	u64 code = xm_line_code(held, index, address >> 8 & 0xff);
 	if (code == XM_CODE_DEEPER) {
 		u64 key = (u64)(address >> 8) << 1 | 1;
 		u64 ref = 0;
@@ -136,10 +136,10 @@ static __always_inline u64 xm_node6(const struct xm_control *ctl, const struct x
 	return ref;
 }
 
-static __always_inline u32 xm_verdict6(const struct xm_control *ctl, const struct xm_policy *held, u64 high, u64 low)
+static __always_inline u64 xm_verdict6(const struct xm_control *ctl, const struct xm_policy *held, u64 high, u64 low)
 {
 	u32 top = xm_top(held, XM_TOPS + (high >> 48));
-	u32 code = top & 3;
+	u64 code = top & 3;
 	if (!(top & XM_TOP_DEEPER))
 		return code;
 	u32 at = held->root;
@@ -161,7 +161,7 @@ static __always_inline u32 xm_verdict6(const struct xm_control *ctl, const struc
 	}
 	if (best) {
 		u64 word = best_depth < 8 ? high : low;
-		u32 found = xm_reference_code(held, best, word >> (56 - 8 * (best_depth & 7)) & 0xff);
+		u64 found = xm_reference_code(held, best, word >> (56 - 8 * (best_depth & 7)) & 0xff);
 		code = found ? found : code;
 	}
 	return code;

@@ -5,6 +5,9 @@
  * Compiled by BCC at start; XM_EVENTS, XM_FLOWS, XM_LOCAL and XM_FRAGS are defined if wanted and possible. The maps get their sizes from the
  * daemon, which makes them (kernel/tables.py): the numbers of elements here are those of the compiler's own throw-away maps. What is counted
  * is counted here, for every packet; an event is a sample.
+ *
+ * What is no field of a struct is u64 where it can be: BCC's clang makes the first kind of BPF, without 32-bit arithmetic, in which a u32 costs
+ * two shifts each time.
  */
 #include "abi.h"
 #include "parse.h"
@@ -36,7 +39,7 @@ BPF_RINGBUF_OUTPUT(events, 1);
 #define barrier() asm volatile("" ::: "memory")
 
 /* Both are per CPU, or of one CPU's slice, so that plain additions lose nothing. */
-static __always_inline void add(struct xm_count *count, u32 size)
+static __always_inline void add(struct xm_count *count, u64 size)
 {
 	count->packets += 1;
 	count->bytes += size;
@@ -245,7 +248,7 @@ enum xm_seen {
    half full turns hardly anybody away. */
 static __always_inline enum xm_seen account_talker(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies,
 						   struct xm_entry_set *home, u32 slice, u32 tail, u64 hash, const struct xm_more *more,
-						   u32 size, u32 now)
+						   u64 size, u32 now)
 {
 	u32 window = *(volatile u32 *)&ctl->window;
 	bool reading = *(volatile u32 *)&ctl->read_window != window - 1;
@@ -263,8 +266,8 @@ static __always_inline enum xm_seen account_talker(const struct xm_control *ctl,
 			struct xm_entry *entry = &set->way[way];
 			struct xm_talker *t = xm_talker_of(entry);
 			u64 *key = (u64 *)t;
-			/* port, protocol and family are the low half of the third word, the window is the high half */
-			if (key[0] == p->source[0] && key[1] == p->source[1] && (u32)key[2] == tail && flow_is(entry, p, more)) {
+			/* Port, protocol and family are the low half of the third word, which is compared; the window is the high half. */
+			if (key[0] == p->source[0] && key[1] == p->source[1] && (key[2] ^ tail) << 32 == 0 && flow_is(entry, p, more)) {
 				enum xm_seen seen = XM_SEEN_NOW;
 				if (t->window != window) {
 					roll(entry, window);
@@ -338,7 +341,7 @@ static __always_inline bool to_this_host(const struct xm_packet *p)
 
 #ifdef XM_EVENTS
 static __always_inline void sample_event(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies, u64 hash,
-					 u64 now_ns, u32 size, u32 slot, u8 outcome, bool known)
+					 u64 now_ns, u64 size, u64 slot, u64 outcome, bool known)
 {
 	u32 zero = 0;
 	struct xm_budget *b = budget.lookup(&zero);
@@ -413,9 +416,9 @@ static __always_inline void sample_event(const struct xm_control *ctl, const str
 }
 #endif
 
-static __always_inline u8 decide(const struct xm_packet *p, u32 code, u32 default_verdict, bool enforce)
+static __always_inline u64 decide(const struct xm_packet *p, u64 code, u64 default_verdict, bool enforce)
 {
-	u32 verdict = code == XM_CODE_ALLOW ? XM_VERDICT_ALLOW : code == XM_CODE_DENY ? XM_VERDICT_DENY : default_verdict;
+	u64 verdict = code == XM_CODE_ALLOW ? XM_VERDICT_ALLOW : code == XM_CODE_DENY ? XM_VERDICT_DENY : default_verdict;
 	if (verdict == XM_VERDICT_ALLOW)
 		return code ? XM_ALLOWED : XM_DEFAULT_ALLOWED;
 	if (verdict == XM_VERDICT_LOG)
@@ -466,16 +469,16 @@ int xdpmond(struct xdp_md *ctx)
 		tally->anomaly[XM_ANOMALY_UNKNOWN_SLOT] += 1;
 		return XDP_PASS;
 	}
-	u32 number = slot->number & (XM_MAX_SLOTS - 1);
+	u64 number = slot->number & (XM_MAX_SLOTS - 1);
 	bool enforce = slot->enforce;
 
 	struct xm_cursor c = {.at = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end, .anomalies = tally->anomaly};
 	__builtin_memset(p, 0, sizeof(*p));
 	p->vlan = XM_VLAN_NONE;
 #ifdef XM_FRAGS
-	u32 size = bpf_xdp_get_buff_len(ctx);
+	u64 size = bpf_xdp_get_buff_len(ctx);
 #else
-	u32 size = c.end - c.at;
+	u64 size = c.end - c.at;
 #endif
 	void *begin = c.at;
 	int type = -1;
@@ -493,7 +496,7 @@ int xdpmond(struct xdp_md *ctx)
 #endif
 	xm_parse_network(&c, p, type);
 
-	u8 outcome = XM_NO_SOURCE;
+	u64 outcome = XM_NO_SOURCE;
 	if (p->family) {
 		u32 copy = *(volatile u32 *)&ctl->policy & 1;
 		const struct xm_policy *held = policy.lookup(&copy);
@@ -513,7 +516,7 @@ int xdpmond(struct xdp_md *ctx)
 		struct xm_entry_set *home = set_of(ctl, slice, entry_hash, 0);
 		if (home)
 			touch_talker(home);
-		u32 code = p->family == XM_FAMILY_IPV4 ? xm_verdict4(ctl, held, bpf_ntohl((u32)p->source[0]))
+		u64 code = p->family == XM_FAMILY_IPV4 ? xm_verdict4(ctl, held, bpf_ntohl((u32)p->source[0]))
 						       : xm_verdict6(ctl, held, bpf_ntohll(p->source[0]), bpf_ntohll(p->source[1]));
 		outcome = decide(p, code, held->default_verdict, enforce);
 		more.outcome = outcome;
