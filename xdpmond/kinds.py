@@ -121,7 +121,7 @@ def auto(of: Kind[T]) -> Kind[T | None]:
 
 def _parse_path(value: object, example: str = "/var/log/xdpmond/events.jsonl") -> str:
     if not isinstance(value, str) or not value.isprintable() or not value.startswith("/") or value.endswith("/"):
-        raise refusal(value, "the path of a file", hint=f'write it in full, for example "{example}"')
+        raise refusal(value, "the path of a file", hint="write it in full, " + (f'for example "{example}"' if example else "from / on"))
     if os.path.normpath(value) != value:
         raise refusal(value, "a plain path", hint=f'write "{os.path.normpath(value)}"')
     return value
@@ -334,7 +334,7 @@ def _show_list(values: tuple[Any, ...]) -> str:
 SWITCH = Kind("true or false", _parse_switch, lambda value: str(value).lower())
 INTERFACES = Kind("an interface name, or a list of them", _parse_interfaces, _show_interfaces)
 PATH = Kind("the path of a file, from / on", _parse_path, lambda value: json.dumps(value))
-NO_PATH = optional(PATH)
+NO_PATH = optional(Kind(PATH.form, lambda value: _parse_path(value, ""), PATH.show))
 LISTEN = Kind('"ADDRESS:PORT", "[ADDRESS]:PORT" or "unix:PATH"', _parse_listen, lambda value: f'"{value}"')
 ENDPOINT: Kind[Endpoint | None] = Kind('"HOST:PORT", "[ADDRESS]:PORT", or "" for none', _parse_endpoint, lambda value: f'"{value or ""}"')
 USERS = Kind("a list of lines made by `xdpmond --hash-password`", _parse_users, _show_list)

@@ -96,8 +96,8 @@ class Prefix:
         address_text, slash, length_text = text.partition("/")
         family = Family.IPV6 if ":" in address_text else Family.IPV4
         try:
-            address = socket.inet_pton(socket.AF_INET6 if family is Family.IPV6 else socket.AF_INET, address_text)
-        except (OSError, UnicodeError, ValueError):
+            address = _packed(family, address_text)
+        except ValueError:
             raise PrefixError(f"{shown} is not an IP prefix", hint=_guess(address_text, text)) from None
         if family is Family.IPV6 and address[:12] == _MAPPED:
             meant = socket.inet_ntop(socket.AF_INET, address[12:])
@@ -140,16 +140,28 @@ def parse_address(text: str) -> tuple[Family, bytes]:
     """Read one bare address by the rules of `Prefix.parse`; raise `PrefixError`."""
     if "/" in text:
         raise PrefixError(f"{text[:60]!r} is a prefix where one address is wanted", hint="leave out the slash and what follows")
+    try:
+        _packed(Family.IPV6 if ":" in text else Family.IPV4, text)
+    except ValueError:
+        raise PrefixError(f"{text[:60]!r} is not an IP address", hint=_guess(text, text, address=True)) from None
     prefix = Prefix.parse(text)
     return prefix.family, prefix.address
+
+
+def _packed(family: Family, text: str) -> bytes:
+    """The bytes of an address; ValueError if it is none."""
+    try:
+        return socket.inet_pton(socket.AF_INET6 if family is Family.IPV6 else socket.AF_INET, text)
+    except OSError as error:
+        raise ValueError from error
 
 
 def format_address(family: Family, address: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET if family is Family.IPV4 else socket.AF_INET6, address)
 
 
-def _guess(address_text: str, text: str) -> str:
-    """Say what the writer probably meant."""
+def _guess(address_text: str, text: str, *, address: bool = False) -> str:
+    """Say what the writer of a prefix, or of an address, probably meant."""
     if "%" in address_text:
         return "a zone id has no meaning to a packet; leave out the % and what follows"
     if ":" not in address_text:
@@ -159,14 +171,14 @@ def _guess(address_text: str, text: str) -> str:
                 return "each part is 0 to 255"
             if len(parts) < 4:
                 padded = ".".join([str(int(part)) for part in parts] + ["0"] * (4 - len(parts)))
-                return f"four decimal parts are wanted; perhaps {padded}/{len(parts) * 8}"
+                return "four decimal parts are wanted" + ("" if address else f"; perhaps {padded}/{len(parts) * 8}")
             if len(parts) == 4 and any(len(part) > 1 and part.startswith("0") for part in parts):
                 return "a part with a leading zero could be octal; write it in decimal without the zero"
         elif any(c.isalpha() for c in address_text):
             return "host names are not looked up; write the address"
     if any(c.isspace() for c in text):
         return "leave out the white space"
-    return "write for example 192.0.2.0/24, 2001:db8::/32 or a bare address"
+    return "write for example 192.0.2.1 or 2001:db8::1" if address else "write for example 192.0.2.0/24, 2001:db8::/32 or a bare address"
 
 
 def _guess_length(length_text: str, family: Family) -> str:

@@ -161,7 +161,7 @@ def check(world: World, settings: str, questions: list[list[str]], most_memory: 
             return len(seen) > WINDOWS
 
         with floods(program, world.host.path, interface["ifindex"]), memory_of(daemon.pid) as memory:
-            wait_for(full, f"more than {WINDOWS} windows of a million talkers", 120)
+            wait_for(full, f"more than {WINDOWS} windows of a million talkers", 300)
         said, marks = log.read_text(), sorted(seen.values())
         late = [[float(found) for found in re.findall(r"LATE ([0-9.]+) ms", said[begin:end])] for begin, end in pairwise(marks)]
         assert any(late), "nobody watched"

@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -340,7 +341,7 @@ def test_list_in_a_pipe_is_exact(fake: FakeDaemon) -> None:
             "203.0.113.0/24",
             "deny",
             "operator",
-            time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(NOW + 60)),
+            datetime.fromtimestamp(NOW + 60).astimezone().isoformat(timespec="seconds"),
             "≥12",
             "≥1234",
             "\\x1b[31mred",
@@ -381,7 +382,7 @@ def cells(line: str) -> list[str]:
 
 
 def moment(when: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(when))
+    return datetime.fromtimestamp(when).astimezone().isoformat(timespec="seconds")
 
 
 def test_top(fake: FakeDaemon) -> None:
@@ -397,10 +398,27 @@ def test_top(fake: FakeDaemon) -> None:
         ["203.0.113.9", "tcp/22", "1200", "20", "72000", "1200.5", "3", "0.05", "log", "default", first, seen],
         ["2001:db8::9", "icmpv6 echo-request", "≥1200", "20", "≥72000", "1200.5", "≥3", "0.05", "deny", "2001:db8::/32", first, seen],
     ]
-    asked = {"by": "syn", "limit": 5, "port": 22, "protocol": "tcp", "interval": True, "local": False}
+    asked = {"by": "syn", "limit": 6, "port": 22, "protocol": "tcp", "interval": True, "local": False}
     assert fake.calls == [("top", asked | {"prefix_length": 24, "prefix_length6": 48})]
     ctl(fake, "top", "--local")
-    assert fake.calls[-1] == ("top", {"by": "bytes", "limit": 20, "local": True})
+    assert fake.calls[-1] == ("top", {"by": "bytes", "limit": 21, "local": True})
+    ctl(fake, "top", "-j")
+    assert fake.calls[-1] == ("top", {"by": "bytes", "limit": 20})
+
+
+@pytest.mark.parametrize("command", ["top", "flows", "ports"])
+def test_a_table_says_that_there_is_more(fake: FakeDaemon, command: str) -> None:
+    total = port(protocol=None, port=None, total=True)
+    fake.rows, fake.ports_rows = [flow(port=number) for number in (1, 2, 3)], [*(port(port=number) for number in (1, 2, 3)), total]
+    said = "only the first 2; --limit shows more"
+    hidden = {"hidden": {"local": {"ipv4": 2, "ipv6": 1}}}
+    for extra in ([], [hidden] if command == "top" else []):
+        fake.rows += extra
+        lines = ctl(fake, command, "--limit", "2").out.splitlines()
+        rest = ["total"] * (command == "ports") + ["only"] + ["without"] * len(extra)
+        assert said in lines and [line.split()[0] for line in lines[3:]] == rest
+    assert said not in ctl(fake, command, "--limit", "3").out
+    assert len(ctl(fake, command, "--limit", "2", "--no-legend").out.splitlines()) == 2
 
 
 def test_top_of_prefixes_says_how_many_sources_each_has(fake: FakeDaemon) -> None:
@@ -468,7 +486,7 @@ def test_flows(fake: FakeDaemon) -> None:
         ["203.0.113.9:40312", "192.0.2.1:22", "tcp", "1200", "21.818", "72000", "1309.091", "SPA", "log"],
         ["2001:db8::9", "2001:db8::1", "icmpv6 echo-request", "1200", "21.818", "72000", "1309.091", "-", "DROP"],
     ]
-    assert fake.calls == [("flows", {"by": "packets", "limit": 7, "port": 22, "protocol": "tcp", "address": "203.0.113.9"})]
+    assert fake.calls == [("flows", {"by": "packets", "limit": 8, "port": 22, "protocol": "tcp", "address": "203.0.113.9"})]
     fake.rows = []
     assert ctl(fake, "flows").out.splitlines()[-1] == "no flow was seen yet"
     assert ctl(fake, "flows", "--port", "1").out.splitlines()[-1] == "no flow was seen like that"
@@ -486,7 +504,7 @@ def test_ports(fake: FakeDaemon) -> None:
         ["tcp", "-", "≥1234", "≥56", "-", "≥1234567", "≥7654321", "12", "3"],
         ["~ an estimate and its standard error; ≥ at least so many: the table was too small"],
     ]
-    assert fake.calls == [("ports", {"limit": 3, "protocol": "icmp", "local": False, "interval": True})]
+    assert fake.calls == [("ports", {"limit": 4, "protocol": "icmp", "local": False, "interval": True})]
 
 
 def test_ports_on_a_terminal(fake: FakeDaemon) -> None:
@@ -517,7 +535,7 @@ def test_explain(fake: FakeDaemon) -> None:
     fake.answer = {"address": "203.0.113.9", "verdict": "deny", "action": "LOG", "mode": "monitor", "text": f"line one\n{ESCAPE}",
                    "covering": [row(), row(prefix="203.0.0.0/16", verdict="allow")], "talkers": [talker()]}  # fmt: skip
     lines = ctl(fake, "explain", "203.0.113.9").out.splitlines()
-    assert lines[:3] == ["203.0.113.9: deny, LOG", "  line one", "  \\x1b[31mred"]
+    assert lines[:3] == ["203.0.113.9: verdict deny, action LOG", "  line one", "  \\x1b[31mred"]
     assert [line.split()[0] for line in lines if "/24" in line or "/16" in line] == ["203.0.113.0/24", "203.0.0.0/16"]
     assert lines[-1].startswith("tcp/22")
     fake.answer |= {"country": "NO", "as_number": 64500, "as_name": f"Example {ESCAPE}"}
@@ -635,6 +653,8 @@ def test_status_shows_the_last_windows_and_the_busiest_ports(fake: FakeDaemon) -
     assert "ports     tcp/22 1,290 sources, tcp/443 ~7" in lines
     assert ("ports", {"limit": 5, "interval": True}) in fake.calls
     assert len(lines) <= 23
+    fake.ports_rows = [port(sources={"ipv4": 1, "ipv6": 0})]
+    assert "ports     tcp/22 1 source" in screen(fake)
     painted = ctl(fake, "status", terminal=True).out
     assert "31m" not in painted, "nothing is wrong, so nothing is red"
     fake.windows_rows[3]["dropped"] = 5

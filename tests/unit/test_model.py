@@ -158,3 +158,19 @@ def test_outcomes_keep_verdict_and_action_apart(outcome):
     assert (outcome.action is Action.DROP) == outcome.name.endswith("_DROPPED")
     if outcome.action is Action.DROP:
         assert outcome.verdict is Verdict.DENY
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("10.1", "'10.1' is not an IP address", "four decimal parts are wanted"),
+        ("example.org", "'example.org' is not an IP address", "host names are not looked up; write the address"),
+        ("1..2.3", "'1..2.3' is not an IP address", "write for example 192.0.2.1 or 2001:db8::1"),
+        ("192.0.2.0/24", "'192.0.2.0/24' is a prefix where one address is wanted", "leave out the slash and what follows"),
+        ("::ffff:192.0.2.1", "'::ffff:192.0.2.1' is an IPv4-mapped IPv6 address", "no packet carries one as its source; write 192.0.2.1"),
+    ],
+)
+def test_an_address_is_asked_for_as_one(text: str, message: str, hint: str) -> None:
+    with pytest.raises(PrefixError) as caught:
+        parse_address(text)
+    assert (caught.value.message, caught.value.hint) == (message, hint)

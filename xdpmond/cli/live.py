@@ -280,7 +280,7 @@ class Live:
         else:
             waiting = ", waiting for it" if isinstance(self.problem, NotRunningError) else ""
             first, second = style(safe(self.problem.message) + waiting, "bold", "red"), safe(self.problem.hint.partition("\n")[0])
-        order = self.by if self.totals else f"{'syns' if self.by == 'syn' else self.by}/s"
+        order = ("syns" if self.by == "syn" else self.by) + ("" if self.totals else "/s")
         local = {True: ", local ones too", False: ", no local ones"}.get(self.local, "") if isinstance(self.local, bool) else ""
         clock = time.strftime("%H:%M:%S", time.localtime(answer.moment))
         when = f"{clock}, every {self.seconds:.2g}s" if self.seconds < 10 else f"{clock}, every {span(self.seconds)}"

@@ -15,7 +15,7 @@ from . import fields
 from .context import Context
 from .fields import Document
 from .protocols import target
-from .render import ACTION_COLOURS, VERDICT_COLOURS, Cell, columns, plural, safe, short_bytes, span
+from .render import ACTION_COLOURS, VERDICT_COLOURS, Cell, columns, iso, plural, safe, short_bytes, span
 
 LONGEST_CALL = 8192
 """Characters of prefixes in one call; more travel as a descriptor, since the daemon takes no large messages."""
@@ -149,8 +149,9 @@ def explain(context: Context) -> None:
         context.document(document)
         return
     verdict, action = fields.text(document, "verdict"), fields.text(document, "action")
-    headline = context.style(safe(verdict), VERDICT_COLOURS.get(verdict, ""), "bold")
-    context.line(f"{safe(fields.text(document, 'address'))}: {headline}, {context.style(safe(action), ACTION_COLOURS.get(action, ''))}")
+    decided = context.style(safe(verdict), VERDICT_COLOURS.get(verdict, ""), "bold")
+    done = context.style(safe(action), ACTION_COLOURS.get(action, ""))
+    context.line(f"{safe(fields.text(document, 'address'))}: verdict {decided}, action {done}")
     for line in fields.text(document, "text").splitlines():
         context.line(f"  {safe(line)}")
     if known := _names(document):
@@ -212,8 +213,7 @@ def until(expires: float, now: float) -> str:
 
 
 def _moment(when: float) -> str:
-    """A point in time as one word, in local time."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(when)) if when else ""
+    return iso(when) if when else ""
 
 
 @contextmanager

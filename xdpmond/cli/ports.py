@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from . import fields
 from .context import Context
@@ -22,14 +22,17 @@ COLUMNS = [
 
 def ports(context: Context) -> None:
     given = context.arguments
-    lines = context.daemon.ports(wanted(context))
+    options = wanted(context)
     if context.json:
-        context.documents(lines)
+        context.documents(context.daemon.ports(options))
         return
-    rows = [row for row in fields.parse_lines(lines) if context.legend or not fields.flag(row, "total")]
-    total = next((row for row in rows if fields.flag(row, "total")), {})
-    if len(rows) == 1 and total:
-        rows = []
+    answer = list(fields.parse_lines(context.daemon.ports(one_more(options))))
+    total = next((row for row in answer if fields.flag(row, "total")), {})
+    found = [row for row in answer if row is not total]
+    rows = found[: given.limit or DEFAULT_ROWS]
+    more = len(found) > len(rows)
+    if rows and total and context.legend:
+        rows.append(total)
     kept = [at for at, column in enumerate(COLUMNS) if not context.terminal or _needed(column.title, rows, given.interval)]
     cells = [[row[at] for at in kept] for row in (_port(context, row) for row in rows)]
     shown = [COLUMNS[at] for at in kept]
@@ -40,14 +43,14 @@ def ports(context: Context) -> None:
     else:
         context.table(shown, cells)
     if context.legend:
-        for line in _remarks(context, rows, total):
+        for line in [cut(len(rows) - bool(total))] * more + [*_remarks(context, rows, total)]:
             context.line(context.style(line, "dim"))
 
 
 def _remarks(context: Context, rows: list[Document], total: Document) -> Iterator[str]:
     """What stands below the table."""
     if not rows:
-        yield "no port was reached" + (" like that" if wanted(context).keys() - {"limit"} else " yet")
+        yield "no port like that was reached" if wanted(context).keys() - {"limit"} else "no port was reached yet"
     elif context.terminal:
         yield "IPV4, IPV6: distinct sources in the last full window" + ("" if context.arguments.interval else "; NOW: in the running one")
     if total and not _sources(total, "sources") and _sources(total, "running"):
@@ -74,6 +77,22 @@ def wanted(context: Context) -> dict[str, object]:
     if getattr(given, "local", None) is not None:
         options["local"] = given.local
     return options
+
+
+LARGEST_LIMIT = (1 << 32) - 1
+"""On the bus."""
+
+
+def one_more(options: Mapping[str, object]) -> dict[str, object]:
+    """Ask for a row more than is shown, to know whether there is one."""
+    limit = options["limit"]
+    assert isinstance(limit, int)
+    return {**options, "limit": min(limit + 1, LARGEST_LIMIT)}
+
+
+def cut(shown: int) -> str:
+    """What is said where there is more than is shown."""
+    return f"only the first {f'{shown:,}' if shown > 1 else 'one'}; --limit shows more"
 
 
 def _needed(title: str, rows: list[Document], interval: bool) -> bool:
@@ -118,8 +137,9 @@ def _sources(row: Document, when: str) -> int:
     return sum(fields.count(row, when, family) for family in FAMILIES)
 
 
-def brief(row: Document) -> str:
+def brief(row: Document, *, unit: bool = False) -> str:
     """`tcp/443 1,234`: the sources of the last full window, or of the running one while there is no other."""
-    if last := _sources(row, "sources"):
-        return f"{target(row)} {_mark(row)}{last:,}"
-    return f"{target(row)} {_mark(fields.value(row, 'running') or {})}{_sources(row, 'running'):,}"
+    sources, of = _sources(row, "sources"), row
+    if not sources:
+        sources, of = _sources(row, "running"), fields.value(row, "running") or {}
+    return f"{target(row)} {_mark(of)}{plural(sources, 'source') if unit else format(sources, ',')}"

@@ -7,6 +7,7 @@ plain aligned columns; on a terminal rich draws them, if it is installed and the
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TextIO
 
@@ -88,6 +89,12 @@ def span(seconds: float) -> str:
         if len(parts) == 2:
             break
     return " ".join(part for part in parts if part) or "0s"
+
+
+def iso(moment: float) -> str:
+    """A point in time as one word, by ISO 8601, in local time."""
+    text = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(moment))
+    return f"{text[:-2]}:{text[-2:]}"
 
 
 def percent(part: float, whole: float) -> str:

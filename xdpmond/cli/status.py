@@ -178,8 +178,9 @@ class Screen:
             packets = fields.number(document, "totals", name, "packets")
             return [(f"{short(packets)} {words}", colour)] if packets else []
 
+        packets = fields.number(document, "totals", "packets")
         return self._line("total", [
-            f"{short(fields.number(document, 'totals', 'packets'))} packets in {span(self._counting_seconds())}",
+            f"{short(packets)} {'packet' if packets == 1 else 'packets'} in {span(self._counting_seconds())}",
             *total("dropped", "dropped", "red"),
             *total("denied_passed", "denied but let in", "yellow"),
             *total("logged", "unlisted"),
@@ -213,7 +214,7 @@ class Screen:
     def _ports(self, ports: Sequence[Document]) -> list[str]:
         """Those with the most sources."""
         shown = [row for row in ports if not fields.flag(row, "total")][:SHOWN_PORTS]
-        parts: list[Cell] = [f"{brief(row)} {'sources' * (not at)}".rstrip() for at, row in enumerate(shown)]
+        parts: list[Cell] = [brief(row, unit=not at) for at, row in enumerate(shown)]
         return self._line("ports", parts) if parts else []
 
     def _counting_seconds(self) -> float:

@@ -15,9 +15,9 @@ from . import fields
 from .context import Context, Daemon
 from .fields import Document
 from .layout import write_fitting
-from .ports import FAMILIES, wanted
+from .ports import FAMILIES, cut, one_more, wanted
 from .protocols import endpoint, target
-from .render import SAMPLE_ROWS, VERDICT_COLOURS, Cell, Column, plural, safe, short, short_bytes, span
+from .render import SAMPLE_ROWS, VERDICT_COLOURS, Cell, Column, iso, plural, safe, short, short_bytes, span
 from .resolve import Resolver
 
 LONGEST_OWNER = 28
@@ -101,7 +101,7 @@ def _moment(row: Document, look: Look, key: str) -> str:
         return ""
     if look.terminal:
         return f"{_coarse(look.now - moment)} ago"
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(moment))
+    return iso(moment)
 
 
 def _coarse(seconds: float) -> str:
@@ -242,7 +242,7 @@ def show(context: Context, subject: Subject) -> int | None:
         while True:
             started = time.monotonic()
             if context.legend and not context.json:
-                context.line(context.style(f"-- {time.strftime('%Y-%m-%dT%H:%M:%S%z', time.localtime(context.clock()))} --", "dim"))
+                context.line(context.style(f"-- {iso(context.clock())} --", "dim"))
             _once(context, subject)
             context.out.flush()
             time.sleep(max(0.0, started + given.watch - time.monotonic()))
@@ -251,12 +251,11 @@ def show(context: Context, subject: Subject) -> int | None:
 
 
 def _once(context: Context, subject: Subject) -> None:
-    lines = subject.ask(context.daemon, subject.options)
     if context.json:
-        context.documents(lines)
+        context.documents(subject.ask(context.daemon, subject.options))
         return
-    note: list[Document] = []
-    stream = _without_note(fields.parse_lines(lines), note)
+    end = End()
+    stream = _first(fields.parse_lines(subject.ask(context.daemon, one_more(subject.options))), subject.options["limit"], end)
     sample = list(itertools.islice(stream, SAMPLE_ROWS))
     resolver = Resolver() if getattr(context.arguments, "resolve", False) else None
     if resolver is not None:
@@ -276,16 +275,30 @@ def _once(context: Context, subject: Subject) -> None:
         total = context.table(columns, rows)
     if context.legend and not total:
         context.line(subject.none + (" like that" if subject.options.keys() - {"by", "limit"} else " yet"))
-    if context.legend and note:
-        context.line(context.style(hidden(note[0]), "dim"))
+    if context.legend and end.more:
+        context.line(context.style(cut(total), "dim"))
+    if context.legend and end.note:
+        context.line(context.style(hidden(end.note), "dim"))
 
 
-def _without_note(rows: Iterator[Document], note: list[Document]) -> Iterator[Document]:
-    """The rows; what follows them, on sources that are not shown, is put apart."""
+class End:
+    """What comes after the rows that are shown."""
+
+    more = False
+    note: Document | None = None
+    """Of sources that are not shown."""
+
+
+def _first(rows: Iterator[Document], most: object, end: End) -> Iterator[Document]:
+    """So many rows; what follows them is put apart."""
+    number = 0
     for row in rows:
         if "source" not in row and "hidden" in row:
-            note.append(row)
+            end.note = row
+        elif number == most:
+            end.more = True
         else:
+            number += 1
             yield row
 
 
