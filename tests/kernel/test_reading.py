@@ -1,8 +1,9 @@
 """The reader of the talker table against every interleaving with the packet path: no luck is needed to meet the rare ones.
 
-One entry is written in the order of bpf/xdpmond.bpf.c, store by store. The reader looks at it five times (at its window, then at its
-counts, to know whether it matters; then up to three copies), and within a copy each field may be read at any moment and in any order. All
-interleavings of the two stand side by side as the entries of one made-up table, which the real reader then reads.
+One entry is written in the order of bpf/xdpmond.bpf.c, store by store. The reader looks at it up to five times (at its window, then at its
+counts, to know whether it matters; then it copies it, looks at its window again, and may copy it again), and within a copy each field may
+be read at any moment and in any order. All interleavings of the two stand side by side as the entries of one made-up table, which the
+real reader then reads.
 """
 
 from __future__ import annotations
@@ -83,6 +84,9 @@ class Scripted(TalkerTable):
 
     def _copy(self, at: np.ndarray) -> np.ndarray:
         return self._copies.pop(0)[at]
+
+    def _tails(self, at: np.ndarray) -> np.ndarray:
+        return self._copies.pop(0)[at, 2]
 
 
 @pytest.mark.parametrize("kind", [abi.TALKER, abi.FLOW], ids=["talkers", "flows"])

@@ -5,11 +5,10 @@ counts [1] belong to the window before. The writer's order for the first packet 
 number, then zero [0] (`roll` in bpf/xdpmond.bpf.c).
 
 So, once no packet is under way that still saw the old number, a window that has closed is read exactly, without stopping anything, by
-copying each entry twice:
+copying each entry and then looking at its number again:
 
-- number still the closed one in the *second* copy: the writer had not zeroed [0] at the time of the *first*, whose [0] is right;
-- number already the running one in the *first*: [1] had been moved before, so that of the *second* is right;
-- it changed in between: a third look at [1] is right.
+- it is still the closed one: the writer had not zeroed [0] when the entry was copied, so that is right;
+- it is the running one: [1] had been moved before, so that of another copy is right.
 
 This leans on stores being seen in their order, as x86 promises. An entry whose closed counts are unread is not replaced meanwhile
 (`keeps_closed`), so that no count is both read and counted as evicted.
@@ -81,6 +80,11 @@ class TalkerTable:
         """Entries as they are now."""
         return self._words.take(at, axis=0)
 
+    def _tails(self, at: np.ndarray) -> np.ndarray:
+        """The third words of entries, as they are now."""
+        words = self._words.shape[1]
+        return self._words.reshape(-1).take(at.astype("i8") * words + _TAIL)
+
     def _chunks(self) -> Iterator[slice]:
         return (slice(at, at + CHUNK) for at in range(0, self.capacity, CHUNK))
 
@@ -132,18 +136,19 @@ class TalkerTable:
             return (window == closed) | ((window == running) & (moved > 0))
 
         def settle(at: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            first, second = self._copy(at), self._copy(at)
-            still = second[:, _TAIL] >> _HALF == closed
-            late = np.flatnonzero(~still & (first[:, _TAIL] >> _HALF == closed))
-            second[late] = self._copy(at.take(late))
-            for word in (_BYTES, _IP_BYTES) if kind is _FLOWS else (_BYTES,):
-                second[:, word] = np.where(still, first[:, word], second[:, word + 1])
-            for word in (_PACKETS, _SYNS):
-                second[:, word] = np.where(still, first[:, word] & _LOW, second[:, word] >> _HALF)
-            if kind is _FLOWS:
-                flags = np.where(still, first[:, _PORTS] >> _HALF, second[:, _PORTS] >> _FLAGS_BEFORE) & _BYTE
-                second[:, _PORTS] = second[:, _PORTS] & ~(_BYTE << _HALF) | flags << _HALF
-            return second, second[:, _PACKETS] > 0
+            entries = self._copy(at)  # before the numbers: see above
+            moved = np.flatnonzero(self._tails(at) >> _HALF != closed)
+            if len(moved):
+                again = self._copy(at.take(moved))
+                for word in (_BYTES, _IP_BYTES) if kind is _FLOWS else (_BYTES,):
+                    again[:, word] = again[:, word + 1]
+                for word in (_PACKETS, _SYNS):
+                    again[:, word] >>= _HALF
+                if kind is _FLOWS:
+                    flags = again[:, _PORTS] >> _FLAGS_BEFORE & _BYTE
+                    again[:, _PORTS] = again[:, _PORTS] & ~(_BYTE << _HALF) | flags << _HALF
+                entries[moved] = again
+            return entries, entries[:, _PACKETS] & _LOW > 0
 
         return self._read(kind, matters, settle)
 
@@ -167,9 +172,7 @@ class TalkerTable:
                 before = first[:, word]
                 same &= before & _LOW == now & _LOW if word == _PORTS else before == now
             same &= first[:, _SEEN] & _LOW == second[:, _SEEN] & _LOW
-            second[:, _PACKETS] &= _LOW
-            second[:, _SYNS] &= _LOW
-            return second, same & (second[:, _PACKETS] > 0)
+            return second, same & (second[:, _PACKETS] & _LOW > 0)
 
         return self._read(kind, matters, settle)
 
@@ -201,7 +204,8 @@ def _flow_keys(low: np.ndarray, high: np.ndarray, tail: np.ndarray, *to: np.ndar
 
 def _rows(entries: np.ndarray) -> np.ndarray:
     """Turn a copy of entries into rows, in its own memory."""
-    packets, bytes_, syns, seen = (entries[:, word].copy() for word in (_PACKETS, _BYTES, _SYNS, _SEEN))
+    packets, syns = entries[:, _PACKETS] & _LOW, entries[:, _SYNS] & _LOW
+    bytes_, seen = entries[:, _BYTES].copy(), entries[:, _SEEN].copy()
     entries[:, _TAIL] = _tail(entries[:, _TAIL])
     rows = entries.view(ROW).reshape(-1)
     rows["packets"], rows["bytes"], rows["syns"] = packets, bytes_, syns
@@ -216,16 +220,17 @@ def _flow_rows(entries: np.ndarray) -> np.ndarray:
     words[:, 4] = _place(tail, ports) | (ports >> _OUTCOME & _BYTE) << np.uint64(48) | (ports >> _HALF & _BYTE) << np.uint64(56)
     words[:, 5] = ports >> _SLOT | (tail & np.uint64(0xFFFF)) << np.uint64(16)
     rows = words.view(FLOW).reshape(-1)
-    for name, word in (("packets", _PACKETS), ("bytes", _BYTES), ("ip_bytes", _IP_BYTES), ("syns", _SYNS)):
-        rows[name] = entries[:, word]
-    _set_seen(rows, entries[:, _SEEN])
+    rows["packets"], rows["syns"] = entries[:, _PACKETS] & _LOW, entries[:, _SYNS] & _LOW
+    rows["bytes"], rows["ip_bytes"] = entries[:, _BYTES], entries[:, _IP_BYTES]
+    _set_seen(rows, entries[:, _SEEN].copy())
     return rows
 
 
 def _set_seen(rows: np.ndarray, seen: np.ndarray) -> None:
-    epoch = realtime_at_monotonic_zero()
-    rows["first_seen"] = epoch + (seen & _LOW) * _SEEN_UNIT
-    rows["last_seen"] = epoch + (seen >> _HALF) * _SEEN_UNIT
+    times = seen.view("u4").astype("f8")
+    times *= _SEEN_UNIT
+    times += realtime_at_monotonic_zero()
+    rows["first_seen"], rows["last_seen"] = times[::2], times[1::2]
 
 
 _TALKERS = _Kind((0, 1, _TAIL), _keys, ordered_chunks, _rows, take, collapse, assemble)
