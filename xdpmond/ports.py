@@ -17,9 +17,11 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from .model import Count, Family, PortRange
-from .rows import BY_PORT, NO_ROWS, WITH_PORTS, WITH_TYPES, Where, by_port, is_local, mask_of, unique_sources, words_of
+from .rows import NO_ROWS, PORT, WITH_PORTS, WITH_TYPES, PortSums, SourceCount, Where, chunks_of, is_local, only, port_key, words_of
 
 _FAMILIES = (Family.IPV4, Family.IPV6)
+CELL = np.dtype([("key", "u4"), ("all", PORT), ("local", PORT)])
+"""What reached a port, and what of it came from local sources. `key` is rows.port_key."""
 
 
 class Sketches(Protocol):
@@ -73,8 +75,8 @@ class PortCounts:
 
     ranges: tuple[PortRange, ...] = ()
     """The ports that are counted here; none: all of them."""
-    cells: np.ndarray = field(default_factory=lambda: np.zeros(0, BY_PORT), repr=False, compare=False)
-    """By key, as rows.BY_PORT."""
+    cells: np.ndarray = field(default_factory=lambda: np.zeros(0, CELL), repr=False, compare=False)
+    """By key."""
     others: np.ndarray = field(default_factory=lambda: np.zeros(0, "u4"), repr=False, compare=False)
     """The keys of the ports that were reached and are not counted here."""
     sources: Unique = Unique()
@@ -130,18 +132,43 @@ class PortCounts:
 def count_ports(merged: np.ndarray = NO_ROWS, ranges: Sequence[PortRange] = (), *, within: Sequence[PortRange] = (), exact: bool = True,
                 sketches: Sketches | None = None) -> PortCounts:  # fmt: skip
     """Count the sources of each port, given rows that are merged. `within` narrows it to those ports, which are then no `others`. Takes
-    about a tenth of a second for a million rows, in small steps."""
-    local = mask_of(merged, is_local)
-    cells = by_port(merged, local)
-    cells = cells[in_ranges(cells["key"], within)]
-    chosen = in_ranges(cells["key"], ranges)
-    others, cells = cells["key"][~chosen], cells[chosen]
-    everything = not (ranges or within)
-    reached = None if everything else mask_of(merged, on_ports(cells["key"]))
-    sources = unique_sources(merged, reached)
-    of_local = unique_sources(merged, local if reached is None else local & reached)
-    return PortCounts(tuple(ranges), cells, others, estimated(sources, exact, sketches if everything else None), _unique(of_local, exact),
-                      sketches)  # fmt: skip
+    about a twentieth of a second for a million rows, in small steps."""
+    every, every_local, sources, local_sources = PortSums(), PortSums(), SourceCount(), SourceCount()
+    inside, counted = (on_ports(_keys(of)) if of else None for of in (within, ranges))
+    for rows in chunks_of(merged):
+        if inside:
+            rows = only(rows, inside)
+        local = only(rows, is_local)
+        every.add(rows)
+        every_local.add(local)
+        if counted:
+            rows, local = only(rows, counted), only(local, counted)
+        sources.add(rows)
+        local_sources.add(local)
+    cells = _cells(every, every_local)
+    wanted = in_ranges(cells["key"], ranges)
+    unique = estimated(sources.unique, exact, None if ranges or within else sketches)
+    return PortCounts(tuple(ranges), cells[wanted], cells["key"][~wanted], unique, _unique(local_sources.unique, exact), sketches)
+
+
+def _cells(every: PortSums, local: PortSums) -> np.ndarray:
+    keys, sums = every.ports()
+    local_keys, local_sums = local.ports()
+    cells = np.zeros(len(keys), CELL)
+    cells["key"], cells["all"] = keys, sums
+    cells["local"][np.searchsorted(keys, local_keys)] = local_sums
+    return cells
+
+
+def _keys(ranges: Sequence[PortRange]) -> np.ndarray:
+    """Of all ports in them."""
+    return np.concatenate(
+        [
+            np.arange(port_key(protocol, of.low), port_key(protocol, of.high) + 1)
+            for of in ranges
+            for protocol in (WITH_PORTS if of.protocol is None else (of.protocol,))
+        ]
+    )
 
 
 def on_ports(keys: np.ndarray) -> Where:

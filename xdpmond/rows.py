@@ -50,6 +50,10 @@ those behind a carrier's address translation (RFC 6598)."""
 
 _FEW = 64
 _SECRET = [np.uint64(secrets.randbits(64) | 1) for _ in range(3)]
+_LOWER = np.uint64((1 << 48) - 1)
+"""What is below the upper 16 bits."""
+_ONE_SOURCE = np.uint64(1 << 24)
+"""Keys that differ by less have the same source, or sources with the same hash."""
 
 
 Where = Callable[[np.ndarray], np.ndarray]
@@ -73,11 +77,6 @@ def count_of(rows: np.ndarray) -> Count:
 # The order
 
 
-def _hash4(address: np.ndarray) -> np.ndarray:
-    """39 bits that tell one IPv4 address: to multiply by an odd number loses nothing."""
-    return (address * _SECRET[0] & np.uint64(0xFFFFFFFF)) << np.uint64(7)
-
-
 def _hash6(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """39 bits of an IPv6 address, which others may have too."""
     mixed = low * _SECRET[0]
@@ -91,34 +90,38 @@ def _hash6(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 def sort_keys(low: np.ndarray, high: np.ndarray, tail: np.ndarray) -> np.ndarray:
     """From the first three words of rows: by source in the upper 40 bits, then by protocol and port."""
-    source = _hash4(low)
+    source = low * _SECRET[0] << np.uint64(32)  # of IPv4: to multiply 32 bits by an odd number loses nothing
     ipv6 = np.flatnonzero(tail >> np.uint64(24) == Family.IPV6)
     if len(ipv6):
-        source[ipv6] = _hash6(low.take(ipv6), high.take(ipv6))
-    source <<= np.uint64(1)
-    source[ipv6] |= np.uint64(1)
-    return source << np.uint64(24) | tail & np.uint64(0xFFFFFF)
+        source[ipv6] = _hash6(low.take(ipv6), high.take(ipv6)) << np.uint64(25) | _ONE_SOURCE
+    return source | tail & np.uint64(0xFFFFFF)
 
 
 def order_of(keys: np.ndarray) -> np.ndarray:
     """Indexes that sort the keys."""
+    # When nothing is far from its place any more, the sort that merges runs has little to do: together less than half of what it costs
+    # to sort at once.
+    order = _nearly_sorted(keys)
+    return order.take(keys.take(order).argsort(kind="stable"))
+
+
+def _nearly_sorted(keys: np.ndarray) -> np.ndarray:
+    """Indexes that sort the keys by their upper 16 bits at least."""
     if np.count_nonzero(keys[1:] < keys[:-1]) < _FEW:
         return keys.argsort(kind="stable")  # this merges what are a few sorted runs already
-    # Numbers of 16 bits are sorted by radix. Then nothing is far from its place, and the same sort that merges runs has little to do:
-    # together less than half of what it costs to sort at once.
-    order = (keys >> np.uint64(48)).astype("u2").argsort(kind="stable")
-    return order.take(keys.take(order).argsort(kind="stable"))
+    return (keys >> np.uint64(48)).astype("u2").argsort(kind="stable")  # numbers of 16 bits are sorted by radix
 
 
 def ordered_chunks(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Indexes in the order of the keys, with these, in chunks of about CHUNK that no source straddles."""
-    order = order_of(keys)
+    order = _nearly_sorted(keys)
     keys = keys.take(order)
     begin = 0
     while begin < len(keys):
-        last = keys[min(begin + CHUNK, len(keys)) - 1] | np.uint64(0xFFFFFF)
+        last = keys[min(begin + CHUNK, len(keys)) - 1] | _LOWER
         end = int(np.searchsorted(keys, last, side="right"))
-        yield order[begin:end], keys[begin:end]
+        within = keys[begin:end].argsort(kind="stable")
+        yield order[begin:end].take(within), keys[begin:end].take(within)
         begin = end
 
 
@@ -131,8 +134,11 @@ def _collapse(words: np.ndarray, keys: np.ndarray, *, number: bool = False) -> n
     """The same; `number`: also how many there were."""
     if not len(words) or (len(words) == 1 and not number):
         return words.view(ROW).reshape(-1)
+    alike = keys[1:] ^ keys[:-1] < _ONE_SOURCE
+    if not number and not alike.any():
+        return words.view(ROW).reshape(-1)
     new_source, new = _changes(words)
-    if (new_source[1:] & (keys[1:] ^ keys[:-1] < np.uint64(1 << 24))).any():  # sources whose hashes are the same
+    if (new_source[1:] & alike).any():  # sources whose hashes are the same
         words = words.take(np.lexsort((words[:, 2], words[:, 1], words[:, 0], keys >> np.uint64(24))), axis=0)
         _, new = _changes(words)
     if new.all() and not number:
@@ -151,8 +157,9 @@ def _collapse(words: np.ndarray, keys: np.ndarray, *, number: bool = False) -> n
 def _changes(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which rows have another source than the one before them, and which are another talker. The first has and is."""
     source, talker = np.ones(len(words), bool), np.ones(len(words), bool)
-    tail = words[1:, 2] ^ words[:-1, 2]
-    source[1:] = (words[1:, 0] != words[:-1, 0]) | (words[1:, 1] != words[:-1, 1]) | (tail >= np.uint64(1 << 24))
+    low, high, tail = (words[:, column].copy() for column in range(3))
+    tail = tail[1:] ^ tail[:-1]
+    source[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1]) | (tail >= _ONE_SOURCE)
     talker[1:] = source[1:] | (tail != 0)
     return source, talker
 
@@ -202,36 +209,47 @@ def by_source(rows: np.ndarray) -> np.ndarray:
     return merge(rows.view(ROW).reshape(-1))
 
 
-def unique_sources(merged: np.ndarray, wanted: np.ndarray | None = None) -> dict[Family, int]:
-    """Distinct source addresses by family, of rows that are merged: of all, or of those in a mask."""
-    before, ipv4, ipv6 = words_of(NO_ROWS), 0, 0
-    for begin in range(0, len(merged), CHUNK):
-        words = words_of(merged[begin : begin + CHUNK])
-        if wanted is not None:
-            words = words.take(np.flatnonzero(wanted[begin : begin + CHUNK]), axis=0)
-        new = _changes(np.concatenate([before, words]))[0][len(before) :]
-        number = np.count_nonzero(new & (words[:, 2] >> np.uint64(24) == Family.IPV6))
-        ipv4, ipv6 = ipv4 + np.count_nonzero(new) - number, ipv6 + number
-        before = words[-1:] if len(words) else before
-    return {Family.IPV4: ipv4, Family.IPV6: ipv6}
+class SourceCount:
+    """Counts the distinct sources of merged rows, which come in chunks."""
+
+    def __init__(self) -> None:
+        self.unique = {Family.IPV4: 0, Family.IPV6: 0}
+        self._last = words_of(NO_ROWS)
+
+    def add(self, rows: np.ndarray) -> None:
+        words = words_of(rows)
+        if not len(words):
+            return
+        new, _ = _changes(words)
+        new[0] = _changes(np.concatenate([self._last, words[:1]]))[0][-1]
+        self._last = words[-1:].copy()
+        ipv6 = int(np.count_nonzero(new & (words[:, 2] >> np.uint64(24) == Family.IPV6)))
+        self.unique[Family.IPV4] += int(np.count_nonzero(new)) - ipv6
+        self.unique[Family.IPV6] += ipv6
 
 
-def mask_of(rows: np.ndarray, where: Where) -> np.ndarray:
-    """`where(rows)` in small steps."""
-    mask = np.empty(len(rows), bool)
-    for begin in range(0, len(rows), CHUNK):
-        mask[begin : begin + CHUNK] = where(rows[begin : begin + CHUNK])
-    return mask
+def chunks_of(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows, CHUNK at a time."""
+    return (rows[begin : begin + CHUNK] for begin in range(0, len(rows), CHUNK))
+
+
+def unique_sources(merged: np.ndarray) -> dict[Family, int]:
+    """Distinct source addresses by family, of rows that are merged."""
+    sources = SourceCount()
+    for rows in chunks_of(merged):
+        sources.add(rows)
+    return sources.unique
+
+
+def only(rows: np.ndarray, where: Where) -> np.ndarray:
+    return take(rows, np.flatnonzero(where(rows)))
 
 
 def is_local(rows: np.ndarray) -> np.ndarray:
     """A mask of the rows whose source is in LOCAL."""
     words = words_of(rows)
-    is_ipv6 = words[:, 2] >> np.uint64(24) == Family.IPV6
-    addresses, found = words[:, 0].astype("u4").byteswap(), np.zeros(len(words), bool)
-    for number, shift in _LOCAL4:
-        found |= addresses >> shift == number
-    ipv6 = np.flatnonzero(is_ipv6)
+    found = _LOCAL4.take(words.view("u2")[:, 0])
+    ipv6 = np.flatnonzero(words[:, 2] >> np.uint64(24) == Family.IPV6)
     if len(ipv6):
         high, low, of_ipv6 = words[ipv6, 0].byteswap(), words[ipv6, 1].byteswap(), np.zeros(len(ipv6), bool)
         for network, mask in _LOCAL6:
@@ -240,15 +258,21 @@ def is_local(rows: np.ndarray) -> np.ndarray:
     return found
 
 
+def _begins_of_local() -> np.ndarray:
+    """Which IPv4 addresses are local, by their first two octets as they lie in memory: no prefix of them is longer."""
+    local = np.zeros((256, 256), bool)
+    for prefix in LOCAL:
+        if prefix.family is Family.IPV4:
+            first, second = prefix.address[:2]
+            local.ravel()[first << 8 | second :][: 1 << 16 - prefix.length] = True
+    return local.T.ravel()
+
+
 def _halves(number: int) -> tuple[np.uint64, np.uint64]:
     return np.uint64(number >> 64), np.uint64(number & (1 << 64) - 1)
 
 
-_LOCAL4 = [
-    (np.uint32(int.from_bytes(prefix.address, "big") >> 32 - prefix.length), np.uint32(32 - prefix.length))
-    for prefix in LOCAL
-    if prefix.family is Family.IPV4
-]
+_LOCAL4 = _begins_of_local()
 _LOCAL6 = [
     (_halves(int.from_bytes(prefix.address, "big")), _halves((1 << 128) - (1 << 128 - prefix.length)))
     for prefix in LOCAL
@@ -257,52 +281,60 @@ _LOCAL6 = [
 
 
 PORT = np.dtype([("ipv4", "u8"), ("ipv6", "u8"), ("packets", "u8"), ("bytes", "u8")])
-BY_PORT = np.dtype([("key", "u4"), ("all", PORT), ("local", PORT)])
-"""The sources that reached a port, their packets and bytes; and those of local sources alone. `key` is `port_key`."""
+"""The sources that reached a port, their packets and bytes."""
 
 
 def port_key(protocol: int, port: int) -> int:
     return protocol << 16 | port
 
 
-def by_port(merged: np.ndarray, local: np.ndarray) -> np.ndarray:
-    """For each port that was reached its sources, in the order of the keys, as BY_PORT: of rows that are merged, and a mask of those whose
-    source is local."""
-    parts = [_by_tail(merged[at : at + CHUNK], local[at : at + CHUNK]) for at in range(0, len(merged), CHUNK)]
-    cells = _sum_cells(np.concatenate(parts)) if parts else np.zeros((0, 4), "u8")
-    cells = cells.take((cells[:, 0] & np.uint64(0xFFFFFF)).argsort(kind="stable"), axis=0)
-    keys = cells[:, 0] & np.uint64(0xFFFFFF)
-    new = np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)]
-    at, keys = new.cumsum() - 1, keys[new]
-    found = np.zeros(len(keys), BY_PORT)
-    found["key"] = keys
-    for family, name in ((Family.IPV4, "ipv4"), (Family.IPV6, "ipv6")):
-        for of_local in (False, True):
-            # Each port is there once at most.
-            mine = np.flatnonzero(cells[:, 0] >> np.uint64(24) == (family | of_local << 8))
-            for of in ("all", "local") if of_local else ("all",):
-                for column, number in ((name, 1), ("packets", 2), ("bytes", 3)):
-                    found[of][column][at[mine]] += cells[mine, number]
-    return found
+class PortSums:
+    """Counts the sources of each port, their packets and bytes, of merged rows, which come in chunks."""
+
+    def __init__(self) -> None:
+        self._sums: list[Columns] = [[NO_KEYS] * 4]
+        self._waiting = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        words = words_of(rows)
+        tail = words[:, 2] & np.uint64(0xFFFFFFFF)
+        # Of the family, protocol and port the port is in front: the upper bits are sorted first, and in it rows differ most.
+        places = tail << np.uint64(48) | tail >> np.uint64(16)
+        self._sums.append(_summed([places, np.ones(len(words), "u8"), words[:, _SUMS[0]], words[:, _SUMS[1]]]))
+        self._waiting += len(self._sums[-1][0])
+        if self._waiting > _MOST_WAITING:
+            self._together()
+
+    def _together(self) -> Columns:
+        self._sums, self._waiting = [_summed([np.concatenate(column) for column in zip(*self._sums, strict=True)])], 0
+        return self._sums[0]
+
+    def ports(self) -> tuple[np.ndarray, np.ndarray]:
+        """The keys of the ports that were reached, in order, and for each a PORT."""
+        places, *sums = self._together()
+        keys, at = np.unique((places >> np.uint64(48) | places << np.uint64(16)) & np.uint64(0xFFFFFF), return_inverse=True)
+        found = np.zeros(len(keys), PORT)
+        for family, name in ((Family.IPV4, "ipv4"), (Family.IPV6, "ipv6")):
+            mine = np.flatnonzero(places >> np.uint64(8) & np.uint64(0xFF) == family)
+            for column, values in zip((name, "packets", "bytes"), sums, strict=True):
+                found[column][at[mine]] += values[mine]  # each port is there once at most
+        return keys.astype("u4"), found
 
 
-def _by_tail(rows: np.ndarray, local: np.ndarray) -> np.ndarray:
-    """Sums of a chunk: (family, protocol and port, and whether local; sources; packets; bytes)."""
-    words = words_of(rows)
-    cells = np.empty((len(words), 4), "u8")
-    cells[:, 0] = words[:, 2] & np.uint64(0xFFFFFFFF) | local.astype("u8") << np.uint64(32)
-    cells[:, 1] = 1
-    cells[:, 2], cells[:, 3] = words[:, _SUMS[0]], words[:, _SUMS[1]]
-    return _sum_cells(cells)
+Columns = list[np.ndarray]
+_MOST_WAITING = 1 << 17
 
 
-def _sum_cells(cells: np.ndarray) -> np.ndarray:
-    cells = cells.take(cells[:, 0].argsort(kind="stable"), axis=0)
-    starts = np.flatnonzero(np.concatenate([[True], cells[1:, 0] != cells[:-1, 0]])) if len(cells) else np.zeros(0, int)
-    summed = cells.take(starts, axis=0)
-    if len(starts):
-        summed[:, 1:] = np.add.reduceat(cells[:, 1:], starts, axis=0)
-    return summed
+def _summed(columns: Columns) -> Columns:
+    """What stands in the first column once each, and in the others the sums over it."""
+    if not len(columns[0]):
+        return columns
+    if (columns[0][1:] < columns[0][:-1]).any():
+        order = order_of(columns[0])
+        columns = [column.take(order) for column in columns]
+    places, *others = columns
+    starts = np.flatnonzero(np.concatenate([[True], places[1:] != places[:-1]]))
+    return [places.take(starts), *(np.add.reduceat(column, starts) for column in others)]
 
 
 def _most(column: np.ndarray, limit: int) -> np.ndarray:
@@ -358,16 +390,14 @@ class _Strongest:
 
 def survey(*parts: np.ndarray, by: str = "packets", limit: int = 0, where: Where | None = None) -> Survey:
     """Look at all parts as merged, without making that array: how many sources there are, and the `limit` rows with the most of `by`."""
-    unique = {Family.IPV4: 0, Family.IPV6: 0}
-    kept, seen = _Strongest(by, limit), 0
+    sources, kept, seen = SourceCount(), _Strongest(by, limit), 0
     for rows in merged_chunks(*parts):
         if where is not None:
-            rows = take(rows, np.flatnonzero(where(rows)))
-        for family, number in unique_sources(rows).items():
-            unique[family] += number
-        seen += len(rows)
+            rows = only(rows, where)
+        sources.add(rows)
         kept.add(rows)
-    return Survey(unique, kept.rows, seen <= limit)
+        seen += len(rows)
+    return Survey(sources.unique, kept.rows, seen <= limit)
 
 
 def strongest_networks(*parts: np.ndarray, bits: Mapping[Family, int], by: str, limit: int, where: Where | None = None) -> np.ndarray:

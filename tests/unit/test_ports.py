@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from servicefakes import rows
 
+from xdpmond import rows as rows_module
 from xdpmond.model import Count, Family, PortRange
 from xdpmond.ports import PortCounts, Unique, count_ports, in_ranges, shown
 from xdpmond.rows import merge, port_key
@@ -96,24 +99,46 @@ RANGES = st.lists(st.builds(PortRange, st.sampled_from([None, 6, 17, 1, 255]), s
                   max_size=3)  # fmt: skip
 
 
+def is_local(row):
+    return not row[0].startswith(("192.0.2.", "2001:db8::"))
+
+
+def unique(talkers):
+    sources = {row[0] for row in talkers}
+    return Unique(sum(":" not in source for source in sources), sum(":" in source for source in sources))
+
+
+def count(talkers):
+    return sum((Count(*row[3:]) for row in talkers), Count())
+
+
 def wanted(protocol, port, ranges):
     return not ranges or any(
         (protocol in (6, 17, 132) if of.protocol is None else protocol == of.protocol) and of.low <= port <= of.high for of in ranges
     )
 
 
+@pytest.fixture(params=[rows_module.CHUNK, 3], scope="module")
+def _chunks(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows_module, "CHUNK", request.param)
+        yield
+
+
+@pytest.mark.usefixtures("_chunks")
 @given(st.lists(ONE, max_size=20), RANGES, RANGES)
 def test_against_sets(talkers, ranges, within):
     found = count_ports(merge(rows(*talkers)), ranges, within=within)
     inner = [row for row in talkers if wanted(row[1], row[2], within)]
     counted = [row for row in inner if wanted(row[1], row[2], ranges)]
-    assert found.sources.total == len({row[0] for row in counted})
-    assert found.count == Count(sum(row[3] for row in counted), sum(row[4] for row in counted))
+    assert found.sources == unique(counted) and found.count == count(counted)
+    assert found.local == unique(filter(is_local, counted)) and found.local_count == count(filter(is_local, counted))
     assert {port.key for port in found} == {port_key(row[1], row[2]) for row in counted}
     assert set(found.others.tolist()) == {port_key(row[1], row[2]) for row in inner} - {port.key for port in found}
     for port in found:
-        mine = {row[0] for row in counted if port_key(row[1], row[2]) == port.key}
-        assert port.sources == Unique(sum(":" not in source for source in mine), sum(":" in source for source in mine))
+        mine = [row for row in counted if port_key(row[1], row[2]) == port.key]
+        assert port.sources == unique(mine) and port.count == count(mine)
+        assert port.local == unique(filter(is_local, mine)) and port.local_count == count(filter(is_local, mine))
     sizes = [port.sources.total for port in found]
     assert sizes == sorted(sizes, reverse=True)
 

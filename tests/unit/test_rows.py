@@ -15,13 +15,18 @@ from xdpmond.rows import (
     LOCAL,
     NO_ROWS,
     ROW,
-    by_port,
+    PortSums,
+    SourceCount,
     by_source,
+    chunks_of,
     count_of,
     is_local,
-    mask_of,
     merge,
     of_source,
+    only,
+    order_of,
+    ordered_chunks,
+    port_key,
     strongest,
     strongest_networks,
     survey,
@@ -44,13 +49,19 @@ HASHES = {
 }
 
 
-@pytest.fixture(params=[("as it is", rows_module.CHUNK), ("few hashes", 4), ("one for all", 1)], ids=str, autouse=True, scope="module")
+AS_IT_IS = ("as it is", rows_module.CHUNK, rows_module._FEW, rows_module._MOST_WAITING)
+
+
+@pytest.fixture(params=[AS_IT_IS, ("few hashes", 4, 0, 3), ("one for all", 1, 2, 0)], ids=str, autouse=True, scope="module")
 def _weakened(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What is found must not depend on IPv6 addresses having different hashes, nor on how many rows are taken at a time."""
-    of_ipv6, chunk = request.param
+    """What is found must not depend on IPv6 addresses having different hashes, nor on how many rows are taken at a time, nor on what is
+    sorted already."""
+    of_ipv6, chunk, few, waiting = request.param
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows_module, "_hash6", HASHES[of_ipv6])
         patch.setattr(rows_module, "CHUNK", chunk)
+        patch.setattr(rows_module, "_FEW", few)
+        patch.setattr(rows_module, "_MOST_WAITING", waiting)
         yield
 
 
@@ -142,10 +153,35 @@ def test_unique_sources(parts):
 def test_unique_sources_of_those_that_are_wanted(parts, protocol):
     together = [row for part in parts for row in part if row[1] == protocol]
     wanted = {family: len({source for source, *_ in together if source[0] is family}) for family in (Family.IPV4, Family.IPV6)}
-    merged = merge(*map(array, parts))
-    mask = mask_of(merged, lambda rows: rows["protocol"] == protocol)
-    assert mask.tolist() == (merged["protocol"] == protocol).tolist()
-    assert unique_sources(merged, mask) == wanted
+    sources = SourceCount()
+    for rows in chunks_of(merge(*map(array, parts))):
+        sources.add(only(rows, lambda rows: rows["protocol"] == protocol))
+    assert sources.unique == wanted
+
+
+# Few sources and tails in many orders; and sorted runs, as of windows that are merged.
+KEYS = st.lists(st.builds(lambda high, mid, tail: high << 48 | mid << 24 | tail, st.sampled_from([0, 1, 2**16 - 1]), st.integers(0, 2),
+                          st.integers(0, 2)))  # fmt: skip
+RUNS = st.lists(KEYS.map(sorted)).map(lambda runs: [key for run in runs for key in run])
+
+
+@given(st.one_of(KEYS, RUNS))
+def test_the_order_of_keys(numbers):
+    keys = np.array(numbers, "u8")
+    order = order_of(keys)
+    assert sorted(order.tolist()) == list(range(len(keys)))
+    assert keys[order].tolist() == sorted(numbers)
+
+
+@given(st.one_of(KEYS, RUNS))
+def test_chunks_in_the_order_of_keys(numbers):
+    keys = np.array(numbers, "u8")
+    chunks = list(ordered_chunks(keys))
+    assert sorted(at for order, _ in chunks for at in order.tolist()) == list(range(len(keys)))
+    assert [key for _, of in chunks for key in of.tolist()] == sorted(numbers)
+    assert all(keys[order].tolist() == of.tolist() and len(of) for order, of in chunks)
+    sources = [{key >> 24 for key in of.tolist()} for _, of in chunks]
+    assert sum(map(len, sources)) == len(set().union(*sources)), "no source is in two"
 
 
 def local(family: Family, address: bytes) -> bool:
@@ -155,21 +191,20 @@ def local(family: Family, address: bytes) -> bool:
 
 @given(PARTS)
 def test_the_sources_of_each_port(parts):
-    sources: dict = defaultdict(lambda: defaultdict(set))
+    sources: dict = defaultdict(set)
     sums: dict = defaultdict(Counter)
     for (family, address), protocol, port, packets, size, *_ in (row for part in parts for row in part):
-        for of in ("all", "local") if local(family, address) else ("all",):
-            sources[protocol << 16 | port][of, family].add(address)
-            sums[protocol << 16 | port].update({(of, "packets"): packets, (of, "bytes"): size})
-    merged = merge(*map(array, parts))
-    found = by_port(merged, is_local(merged))
-    assert found["key"].tolist() == sorted(sources)
-    for cell in found:
-        key = int(cell["key"])
-        for of in ("all", "local"):
-            got = cell[of].item()
-            assert got == (len(sources[key][of, Family.IPV4]), len(sources[key][of, Family.IPV6]), sums[key][of, "packets"],
-                           sums[key][of, "bytes"])  # fmt: skip
+        key = port_key(protocol, port)
+        sources[key].add((family, address))
+        sums[key].update({"packets": packets, "bytes": size})
+    found = PortSums()
+    for rows in chunks_of(merge(*map(array, parts))):
+        found.add(rows)
+    keys, ports = found.ports()
+    assert keys.tolist() == sorted(sources)
+    for key, port in zip(keys.tolist(), ports, strict=True):
+        families = Counter(family for family, _ in sources[key])
+        assert port.item() == (families[Family.IPV4], families[Family.IPV6], sums[key]["packets"], sums[key]["bytes"])
 
 
 def edges(prefix: Prefix) -> list[tuple[Family, bytes]]:

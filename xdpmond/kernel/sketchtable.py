@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from ..model import Port, PortRange
-from ..rows import by_port
+from ..rows import PortSums, chunks_of
 from ..sketches import CELLS, PORT_PAIRS, REGISTERS, Sketches
 from . import abi
 from .maps import map_memory
@@ -89,10 +89,13 @@ def _keys(place: int) -> Sequence[Key]:
 
 def busiest(rows: np.ndarray) -> list[Key]:
     """The ports that many sources reached, those with the most first: of merged rows."""
-    cells = by_port(rows, np.zeros(len(rows), bool))
-    sources = cells["all"]["ipv4"] + cells["all"]["ipv6"]
+    counted = PortSums()
+    for chunk in chunks_of(rows):
+        counted.add(chunk)
+    ports, sums = counted.ports()
+    sources = sums["ipv4"] + sums["ipv6"]
     order = sources.argsort(kind="stable")[::-1]
-    keys = [(int(key) >> 16, int(key) & 0xFFFF) for key in cells["key"][order[sources[order] >= _MANY]][: 2 * PORT_PAIRS]]
+    keys = [(int(key) >> 16, int(key) & 0xFFFF) for key in ports[order[sources[order] >= _MANY]][: 2 * PORT_PAIRS]]
     return [(protocol, port) for protocol, port in keys if port and protocol in _BEGINS][:PORT_PAIRS]
 
 
