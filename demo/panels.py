@@ -10,7 +10,6 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
 import sys
 import time
 import urllib.parse
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.borrowed import borrowed
-from tests.lab import Lab, Space, interruptible, laboratory, wait_for, within
+from tests.lab import Lab, Space, wait_for, within
 
-from .screens import CONFIG, DIRECTORY, Traffic, wired
+from .screens import CONFIG, DIRECTORY, Traffic, run, wired
 
 ROOT = Path(__file__).resolve().parents[1]
 DASHBOARD = ROOT / "contrib/grafana/xdpmond.json"
@@ -263,18 +262,5 @@ def take(lab: Lab) -> None:
     print("docs/screens/panels.svg  the panels of contrib/grafana/xdpmond.json")
 
 
-def main() -> int:
-    if os.geteuid() != 0:
-        print("panels: this needs root: it makes network namespaces and loads a BPF program (sudo ./dev panels)", file=sys.stderr)
-        return 2
-    try:
-        with interruptible(), laboratory() as lab:
-            take(lab)
-    except AssertionError as error:
-        print(f"panels: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("panels", take))

@@ -233,10 +233,10 @@ def wired(lab: Lab) -> tuple[Space, Space]:
     return host, net
 
 
-def take(lab: Lab, directory: Path) -> None:
+def take(lab: Lab) -> None:
     host, net = wired(lab)
     program = [sys.executable, "-m", "xdpmond.cli", "--bus", lab.bus.address]
-    directory.mkdir(exist_ok=True)
+    DIRECTORY.mkdir(exist_ok=True)
     with Traffic(net, host):
         daemon = lab.daemon(host, CONFIG)
         wait_for(lambda: len(lab.rows("events")) > 20 and _windows(lab) >= WINDOWS, "enough windows", 120)
@@ -253,7 +253,7 @@ def take(lab: Lab, directory: Path) -> None:
             widest = max(sum(len(run.text) for run in runs(line)) for line in lines)
             if widest > COLUMNS:
                 raise AssertionError(f"xdpmonctl {' '.join(words)} needs {widest} columns")
-            (directory / f"{name}.svg").write_text(drawn(f"xdpmonctl {' '.join(words)}", lines, len(lines)))
+            (DIRECTORY / f"{name}.svg").write_text(drawn(f"xdpmonctl {' '.join(words)}", lines, len(lines)))
             print(f"docs/screens/{name}.svg  xdpmonctl {' '.join(words)}", flush=True)
 
 
@@ -274,18 +274,16 @@ def _windows(lab: Lab) -> int:
     return number if isinstance(number, int) else 0
 
 
-def main() -> int:
-    if os.geteuid() != 0:
-        print("screens: this needs root: it makes network namespaces and loads a BPF program (sudo ./dev screens)", file=sys.stderr)
-        return 2
+def run(name: str, take: Callable[[Lab], None]) -> int:
+    """Let `take` have a laboratory; return an exit status."""
     try:
         with interruptible(), laboratory() as lab:
-            take(lab, DIRECTORY)
+            take(lab)
     except AssertionError as error:
-        print(f"screens: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("screens", take))
