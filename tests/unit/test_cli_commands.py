@@ -488,7 +488,7 @@ def test_flows(fake: FakeDaemon) -> None:
     ]
     assert fake.calls == [("flows", {"by": "packets", "limit": 8, "port": 22, "protocol": "tcp", "address": "203.0.113.9"})]
     fake.rows = []
-    assert ctl(fake, "flows").out.splitlines()[-1] == "no flow was seen yet"
+    assert ctl(fake, "flows").out.splitlines()[-1] == "no flow was seen lately"
     assert ctl(fake, "flows", "--port", "1").out.splitlines()[-1] == "no flow was seen like that"
 
 
@@ -528,7 +528,7 @@ def test_ports_on_a_terminal(fake: FakeDaemon) -> None:
     assert screen(fake, "ports")[-1] == "the first window has not ended yet: what came in it stands under NOW"
     for rows in ([], [total | nothing | {"running": None}]):
         fake.ports_rows = rows
-        assert screen(fake, "ports")[-1] == "no port was reached yet"
+        assert screen(fake, "ports")[-1] == "no port was reached lately"
 
 
 def test_explain(fake: FakeDaemon) -> None:

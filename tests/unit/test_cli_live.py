@@ -233,7 +233,7 @@ def test_pausing_asks_nothing_and_changes_nothing(start: Callable[..., Watch]) -
     assert len(watch.asked) == asked
     assert len(watch.sources()) == 8
     watch.console.type(" ")
-    watch.until("nobody has sent anything yet")
+    watch.until("nobody has sent anything lately")
     assert "PAUSED" not in watch.screen.text
 
 

@@ -255,7 +255,7 @@ class Live:
             body += [clip(line, width) for line in group]
             groups += 1
         if not rows and len(body) < room:
-            body.append(self._subject.none + (" like that" if self._subject.options.keys() - {"by", "limit"} else " yet"))
+            body.append(self._subject.nothing)
         body += [""] * (room - len(body))
         return [*head, *body, *foot], max(0, groups)
 

@@ -50,7 +50,7 @@ def ports(context: Context) -> None:
 def _remarks(context: Context, rows: list[Document], total: Document) -> Iterator[str]:
     """What stands below the table."""
     if not rows:
-        yield "no port like that was reached" if wanted(context).keys() - {"limit"} else "no port was reached yet"
+        yield "no port like that was reached" if wanted(context).keys() - {"limit"} else "no port was reached lately"
     elif context.terminal:
         yield "IPV4, IPV6: distinct sources in the last full window" + ("" if context.arguments.interval else "; NOW: in the running one")
     if total and not _sources(total, "sources") and _sources(total, "running"):

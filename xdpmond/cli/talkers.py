@@ -221,6 +221,11 @@ class Subject(NamedTuple):
     none: str
     own: list[str]
 
+    @property
+    def nothing(self) -> str:
+        """What is said where there is no row."""
+        return self.none + (" like that" if self.options.keys() - {"by", "limit"} else " lately")
+
     def ask(self, daemon: Daemon, options: Mapping[str, object]) -> Iterator[bytes]:
         return daemon.top(options) if self.name == "top" else daemon.flows(options)
 
@@ -274,7 +279,7 @@ def _once(context: Context, subject: Subject) -> None:
     else:
         total = context.table(columns, rows)
     if context.legend and not total:
-        context.line(subject.none + (" like that" if subject.options.keys() - {"by", "limit"} else " yet"))
+        context.line(subject.nothing)
     if context.legend and end.more:
         context.line(context.style(cut(total), "dim"))
     if context.legend and end.note:
