@@ -1,8 +1,9 @@
 """A real daemon on a stage of its own: a network namespace with a veth pair, a private message bus, and a notify socket.
 
 The daemon runs as under systemd: the notify socket keeps its descriptors, so that its programs and maps can be reached from here, and so
-that a second start takes over from the first. And it is installed as the package does it, with the bytecode beside the Python: each start
-and each call would otherwise compile all of it, where a checkout has none, or only what somebody happened to run.
+that a second start takes over from the first; and it is an ordinary user with three capabilities. (For root, BCC reads all the kernel's
+symbols first.) It is installed as the package does it, with the bytecode beside the Python: each start and each call would otherwise
+compile all of it, where a checkout has none, or only what somebody happened to run.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ allow = ["127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1", 
 WATCHDOG_SECONDS = 2
 """After which a service manager would take the daemon for dead. That of the unit is more patient."""
 
+_USER = 65534  # nobody
+_CAPABILITIES = "+bpf,+net_admin,+perfmon"  # those of the unit
 _ROOT = Path(__file__).resolve().parents[1]
 _READY_TIMEOUT = 60.0
 _BUS_CONFIG = """<busconfig><listen>unix:path={}</listen><auth>EXTERNAL</auth>
@@ -87,6 +90,7 @@ class NotifySocket:
         self.path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.bind(str(self.path))
+        self.path.chmod(0o666)
         self._reading.start()
         return self
 
@@ -200,7 +204,11 @@ class Stage:
     def forget(self) -> None:
         """Remove what a daemon keeps for the next one: the operator's entries."""
         shutil.rmtree(self.state)
+        self.make_state()
+
+    def make_state(self) -> None:
         self.state.mkdir()
+        os.chown(self.state, _USER, _USER)
 
     @property
     def state(self) -> Path:
@@ -226,8 +234,10 @@ class Stage:
             "LISTEN_FDNAMES": names, "WATCHDOG_USEC": str(WATCHDOG_SECONDS * 1_000_000),
         }  # fmt: skip
         pinned = [] if cpu is None else ["taskset", "-c", str(cpu)]
-        command = ["nsenter", f"--net=/run/netns/{self.namespace}", *pinned, "sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", sys.executable,
-                   "-m", "xdpmond", "-c", str(self.directory / "xdpmond.toml")]  # fmt: skip
+        as_user = ["setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups", f"--inh-caps={_CAPABILITIES}",
+                   f"--ambient-caps={_CAPABILITIES}", f"--bounding-set=-all,{_CAPABILITIES}", "--"]  # fmt: skip
+        command = ["nsenter", f"--net=/run/netns/{self.namespace}", *pinned, *as_user, "sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh",
+                   sys.executable, "-m", "xdpmond", "-c", str(self.directory / "xdpmond.toml")]  # fmt: skip
         started = time.monotonic()
         pid = _spawn(command, environment, [fd for _, fd in kept], self.directory / "daemon.log")
         try:
@@ -286,6 +296,9 @@ def stage() -> Iterator[Stage]:
         # On a disk, as the state of a daemon is: /tmp may be memory.
         directory = Path(tempfile.mkdtemp(prefix="xm-bench-", dir="/var/tmp"))
         undo.callback(shutil.rmtree, directory)
+        # Log files come here too.
+        os.chown(directory, _USER, _USER)
+        directory.chmod(0o755)
         _install(directory / "installed")
         name = undo.enter_context(namespace("stage"))
         for command in ("link add front type veth peer name wire", "link set front up", "link set wire up", "link set lo up"):
@@ -298,6 +311,6 @@ def stage() -> Iterator[Stage]:
         assert bus.stdout is not None
         undo.callback(bus.stdout.close)
         made = Stage(directory, name, bus.stdout.readline().strip())
-        made.state.mkdir()
+        made.make_state()
         made.configure()
         yield made
