@@ -50,15 +50,17 @@ class WantedFlows:
 
 
 def flows(cache: FlowCache, running: np.ndarray, started: float, wanted: WantedFlows, *, now: float, inactive: float,
-          interface: Callable[[int], str]) -> Iterator[Json]:  # fmt: skip
-    """The strongest flows. `running` are the rows of the running window, which began at `started`; `interface` names that of a slot."""
+          inexact_until: float, interface: Callable[[int], str]) -> Iterator[Json]:  # fmt: skip
+    """The strongest flows. `running` are the rows of the running window, which began at `started`; until `inexact_until` some packets have
+    found no place in the kernel's table; `interface` names that of a slot."""
     found = cache.strongest(running, started, wanted.by, wanted.limit, wanted.where)
     # Whoever takes them takes his time: what he holds must not be the cache.
-    return (flow(row, interface(int(row["slot"])), now=now, inactive=inactive) for row in found)
+    return (flow(row, interface(int(row["slot"])), now=now, inactive=inactive, inexact_until=inexact_until) for row in found)
 
 
-def flow(row: np.void, interface: str, *, now: float, inactive: float) -> Json:
-    """Not `active`: TCP has said that it is over, or nothing has come for the inactive timeout; the record ends with the window."""
+def flow(row: np.void, interface: str, *, now: float, inactive: float, inexact_until: float) -> Json:
+    """Not `active`: TCP has said that it is over, or nothing has come for the inactive timeout; the record ends with the window. `partial`:
+    there may have been more packets of it than are counted here."""
     family, protocol, port, outcome = Family(int(row["family"])), int(row["protocol"]), int(row["port"]), Outcome(int(row["outcome"]))
     has_ports, icmp = protocol in WITH_PORTS and bool(port), protocol in _ICMP and bool(port)
     over = protocol == TCP and bool(row["tcp_flags"] & OVER)
@@ -74,6 +76,7 @@ def flow(row: np.void, interface: str, *, now: float, inactive: float) -> Json:
         "family": family.label,
         "packets": int(row["packets"]),
         "bytes": int(row["bytes"]),
+        "partial": float(row["first_seen"]) < inexact_until,
         "tcp_flags": "".join(letter for letter, bit in _FLAGS if row["tcp_flags"] & bit),
         "first_seen": round(float(row["first_seen"]), 3),
         "last_seen": round(float(row["last_seen"]), 3),

@@ -707,12 +707,17 @@ class Service:
         if self.flow_cache is None:
             raise XdpmondError("flows are off", hint="set enable = true in [flows] of the configuration, and restart xdpmond")
         kernel = self._ports.kernel
+
+        def read() -> tuple[np.ndarray, int]:
+            return kernel.read_running_flows(), lost(kernel.tallies())
+
         async with self.reading:
-            running = await self._ports.in_kernel_thread(kernel.read_running_flows)
-            last, inactive = self.progress.last, self._config.flows.inactive_timeout
-            started = last.ended if last else self.progress.began.at
-            return await asyncio.to_thread(flowanswers.flows, self.flow_cache, running, started, wanted, now=self._ports.clock(),
-                                           inactive=inactive, interface=kernel.interface_of_slot)  # fmt: skip
+            running, losses = await self._ports.in_kernel_thread(read)
+            now, progress, inactive = self._ports.clock(), self.progress, self._config.flows.inactive_timeout
+            started = progress.last.ended if progress.last else progress.began.at
+            inexact_until = progress.inexact_until if progress.running_exact(losses) else now
+            return await asyncio.to_thread(flowanswers.flows, self.flow_cache, running, started, wanted, now=now, inactive=inactive,
+                                           inexact_until=inexact_until, interface=kernel.interface_of_slot)  # fmt: skip
 
     async def windows(self, *, limit: int = 60) -> Iterable[Json]:
         """The last windows that have closed, the oldest first."""

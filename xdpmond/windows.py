@@ -108,9 +108,11 @@ class Progress:
     """At the beginning of the last window."""
     lost: int = 0
     """Packets that had found no place in the talker table when the running window began."""
+    inexact_until: float = 0.0
+    """The end of the last window that was not exact."""
 
     def closed(self, window: Window, now: Totals, tracked: Count, lost: int = 0) -> Progress:
-        return Progress(now, tracked, window, self.began, lost)
+        return Progress(now, tracked, window, self.began, lost, self.inexact_until if window.exact else window.ended)
 
     def exact(self, lost: int) -> bool:
         """Has every packet of the last window and the running one found its talker, if so many have been lost by now?"""

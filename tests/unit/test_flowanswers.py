@@ -10,7 +10,8 @@ from test_flows import ACK, FIN, SYN, row, together
 from xdpmond.config import Config, Flows
 from xdpmond.errors import PrefixError, UsageError, XdpmondError
 from xdpmond.flows import Timeouts
-from xdpmond.model import Outcome
+from xdpmond.model import Count, Outcome
+from xdpmond.windows import Totals, Window
 
 WITH_FLOWS = Config(flows=Flows(enable=True, inactive_timeout=30.0))
 
@@ -43,6 +44,7 @@ def test_all_that_is_known_of_a_flow():
             "family": "ipv4",
             "packets": 3,
             "bytes": 300,
+            "partial": False,
             "tcp_flags": "SA",
             "first_seen": START - 9.5,
             "last_seen": START - 2.25,
@@ -136,6 +138,27 @@ def test_flows_that_are_off_say_how_they_are_turned_on():
         with pytest.raises(XdpmondError) as refused:
             await world.service.flows()
         assert str(refused.value) == "flows are off (set enable = true in [flows] of the configuration, and restart xdpmond)"
+
+    run(work)
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_a_flow_of_a_window_in_which_some_found_no_place_may_have_had_more(running):
+    """Such a window is the one that runs, or the first of three before it."""
+
+    async def work():
+        world = World(WITH_FLOWS)
+        world.service.flow_cache.close(together(row(last=START + 9, first=START + 1)), START, START + 10, Timeouts(300, 30))
+        for number in range(3):
+            ended = START + 10 * number + 10
+            window = Window(number, ended - 10, ended, 10, exact=running or number > 0)
+            world.service.window_closed(window, Totals([], ended), Count(), 0)
+        world.kernel.flows = together(row(port=8443, first=START + 31, last=START + 32))
+        world.now = START + 33
+        if running:
+            world.kernel.tally.untracked = Count(1, 60)
+        found = {flow["port"]: flow["partial"] for flow in await world.service.flows()}
+        assert found == {443: True, 8443: running}
 
     run(work)
 
