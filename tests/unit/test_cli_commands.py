@@ -537,7 +537,8 @@ def test_explain(fake: FakeDaemon) -> None:
     lines = ctl(fake, "explain", "203.0.113.9").out.splitlines()
     assert lines[:3] == ["203.0.113.9: verdict deny, action LOG", "  line one", "  \\x1b[31mred"]
     assert [line.split()[0] for line in lines if "/24" in line or "/16" in line] == ["203.0.113.0/24", "203.0.0.0/16"]
-    assert lines[-1].startswith("tcp/22")
+    assert lines[-1].startswith("tcp/22") and lines[-1].endswith(moment(NOW - 5))
+    assert screen(fake, "explain", "203.0.113.9")[-1].rstrip().endswith("5s ago")
     fake.answer |= {"country": "NO", "as_number": 64500, "as_name": f"Example {ESCAPE}"}
     assert ctl(fake, "explain", "203.0.113.9").out.splitlines()[3] == "  NO, AS64500 Example \\x1b[31mred"
     fake.answer |= {"country": None, "as_name": None}

@@ -15,7 +15,7 @@ from . import fields
 from .context import Context
 from .fields import Document
 from .protocols import target
-from .render import ACTION_COLOURS, VERDICT_COLOURS, Cell, columns, iso, plural, safe, short_bytes, span
+from .render import ACTION_COLOURS, VERDICT_COLOURS, Cell, ago, columns, iso, plural, safe, short_bytes, span
 
 LONGEST_CALL = 8192
 """Characters of prefixes in one call; more travel as a descriptor, since the daemon takes no large messages."""
@@ -176,7 +176,8 @@ def _names(document: Document) -> str:
 
 
 def _sent(context: Context, row: Document) -> list[Cell]:
-    seen = _moment(fields.number(row, "last_seen"))
+    when = fields.number(row, "last_seen")
+    seen = ago(context.clock() - when) if when and context.terminal else _moment(when)
     figures = (_exact(context, row, "packets"), _size(context, row), _exact(context, row, "syns"))
     return [target(row), *(at_least(context, row, figure) for figure in figures), seen]
 

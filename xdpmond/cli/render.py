@@ -91,6 +91,11 @@ def span(seconds: float) -> str:
     return " ".join(part for part in parts if part) or "0s"
 
 
+def ago(seconds: float) -> str:
+    """How long something is past, in its largest unit."""
+    return f"{span(seconds).partition(' ')[0]} ago"
+
+
 def iso(moment: float) -> str:
     """A point in time as one word, by ISO 8601, in local time."""
     text = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(moment))

@@ -17,7 +17,7 @@ from .fields import Document
 from .layout import write_fitting
 from .ports import FAMILIES, cut, one_more, wanted
 from .protocols import endpoint, target
-from .render import SAMPLE_ROWS, VERDICT_COLOURS, Cell, Column, iso, plural, safe, short, short_bytes, span
+from .render import SAMPLE_ROWS, VERDICT_COLOURS, Cell, Column, ago, iso, plural, safe, short, short_bytes
 from .resolve import Resolver
 
 LONGEST_OWNER = 28
@@ -100,13 +100,8 @@ def _moment(row: Document, look: Look, key: str) -> str:
     if not moment:
         return ""
     if look.terminal:
-        return f"{_coarse(look.now - moment)} ago"
+        return ago(look.now - moment)
     return iso(moment)
-
-
-def _coarse(seconds: float) -> str:
-    """A length of time in its largest unit."""
-    return span(seconds).partition(" ")[0]
 
 
 def _source(row: Document, look: Look) -> Cell:
