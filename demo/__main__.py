@@ -31,7 +31,7 @@ from socket import AF_INET6, SO_REUSEADDR, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET, 
 from tests.lab import Daemon, Interrupted, Lab, Space, holds_pipe, interruptible, laboratory, wait_for
 
 PROGRAMS = {"ip": "iproute2", "ping": "iputils-ping", "nsenter": "util-linux", "setpriv": "util-linux", "dbus-daemon": "dbus"}
-MODULES = {"bcc": "python3-bpfcc", "dbus_next": "python3-dbus-next", "numpy": "python3-numpy"}
+MODULES = {"bcc": "python3-bpfcc", "dbus_next": "python3-dbus-next", "numpy": "python3-numpy", "pyroute2": "python3-pyroute2"}
 
 CONFIG = """\
 interface = "eth0"

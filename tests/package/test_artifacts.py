@@ -112,7 +112,7 @@ def test_the_wheel_needs_only_what_pypi_has(wheel: zipfile.ZipFile) -> None:
     (name,) = [name for name in wheel.namelist() if name.endswith("dist-info/METADATA")]
     metadata = Parser().parsestr(wheel.read(name).decode())
     needed = {re.split(r"[^A-Za-z0-9._-]", line)[0] for line in metadata.get_all("Requires-Dist", [])}
-    assert needed == {"dbus-next", "numpy", "rich"}
+    assert needed == {"dbus-next", "numpy", "pyroute2", "rich"}
     assert metadata["Version"] == version()
 
 

@@ -69,6 +69,7 @@ COMPOSITION = {"app": EVERYTHING_BUT_CLI, "__main__": {"app"}}
 LIBRARIES = {
     "bcc": {"kernel/compile.py"},
     "dbus_next": {"bus/", "cli/client.py"},
+    "pyroute2": {"kernel/"},
     "numpy": {
         "prefixes.py",
         "layers.py",
