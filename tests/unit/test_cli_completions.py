@@ -42,7 +42,8 @@ def bash(*words: str) -> set[str]:
 def fish(*words: str) -> set[str]:
     line = " ".join(["xdpmonctl", *words])
     program = f"source {COMPLETIONS}/xdpmonctl.fish; complete -C '{line}'"
-    environ = {"PATH": os.environ["PATH"], "HOME": "/dev/null/none", "XDG_CONFIG_HOME": "/dev/null/none", "LC_ALL": "C.UTF-8"}  # no home can be made
+    home = "/dev/null/none"  # not even root can make it
+    environ = {"PATH": os.environ["PATH"], "HOME": home, "XDG_CONFIG_HOME": home, "LC_ALL": "C.UTF-8"}
     done = subprocess.run(["fish", "--no-config", "-c", program], capture_output=True, text=True, check=False, env=environ)
     assert done.returncode == 0, done.stderr
     return {row.split("\t")[0] for row in done.stdout.splitlines()}
