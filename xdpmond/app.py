@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +36,9 @@ from .errors import KernelError, StateError, UsageError, XdpmondError
 from .feeds import BlockedSources
 from .interfaces import Interfaces
 from .kernel.datapath import Closed, Datapath, Kept
-from .kernel.links import LinkWatch
 from .kernel.maps import Tallies
 from .kernel.pump import EventPump
 from .kernel.rulecounts import RuleCountTable
-from .kernel.sockets import ephemeral_ports, established_peers, port_flags
 from .measures import Meter, Numbers, source_list
 from .messages import Message, Record
 from .model import Caller, Mode, Prefix, RuleCounts, Verdict
@@ -59,6 +58,7 @@ from .windows import LossWarning, Pressure, Progress, Summary, Totals, Window, l
 
 if TYPE_CHECKING:
     from .bus.server import BusServer
+    from .kernel.links import LinkWatch
 
 
 def parser() -> argparse.ArgumentParser:
@@ -267,7 +267,13 @@ class Daemon:
         kept = Kept.of(stored_descriptors())
         store = self._make_store()
         state = await asyncio.to_thread(self._load_state, store)
+        # pyroute2 takes longer to import than all the rest, and is needed when there is a packet path, which a child may have to compile.
+        netlink = asyncio.create_task(asyncio.to_thread(import_module, ".kernel.links", __package__))
         self._datapath: Datapath = await self._in_kernel_thread(Datapath.open, config, kept, self._notifier)
+        await netlink
+        from .kernel.links import LinkWatch
+        from .kernel.sockets import established_peers
+
         self._book: RuleBook = await self._in_kernel_thread(self._open_book)
         links = LinkWatch()
         self._interfaces = Interfaces(self._datapath, links, self.report)
@@ -525,6 +531,8 @@ class Daemon:
         return Totals(self._datapath.totals(), time.time())
 
     def _refresh_ports(self) -> None:
+        from .kernel.sockets import ephemeral_ports, port_flags
+
         self._datapath.control.set_ephemeral(*ephemeral_ports())
         self._datapath.set_ports(port_flags(self._service.config.failsafe_ports))
 
