@@ -292,6 +292,15 @@ def test_rotation_by_size_loses_nothing_and_bounds_the_files(keeper):
     assert log.written == 8000
 
 
+def test_a_bulk_larger_than_a_file_may_be_goes_into_several(keeper):
+    log = keeper.log(rotate_size=1 << 16, keep=100)
+    log.put(numbered(*range(1000, 3000)))
+    log.close()
+    files = [*old_files(keeper.path), keeper.path]
+    assert all(path.stat().st_size <= 1 << 16 for path in files) and len(files) > 10
+    assert numbers(*files) == list(range(1000, 3000))
+
+
 def test_files_put_aside_at_one_moment_have_different_names(keeper):
     log = keeper.log(rotate_size=LENGTH + 10, keep=100)
     for number in range(1000, 1010):

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from ..lines import LineFormat
 
 PIECE = 2048
-"""Events formatted and written at a time: about 700 KB, some milliseconds."""
+"""Events formatted and written at a time: about 700 KB, some milliseconds. Fewer where that would be more than a file may hold."""
+LINE = 1024
+"""Bytes that a line has at most, but for strange names of interfaces."""
 RETRY = 5.0
 """Seconds until a file that could not be written is tried again."""
 _MOST_BATCHES = 4096
@@ -116,9 +118,10 @@ class LogFile:
         self._attempt(self._file.open, 0)
         if self._compressor:
             self._compressor.begin()
+        at_once = min(PIECE, max(1, self.log.rotate_size // LINE)) if self.log.rotate_size else PIECE
         while (batch := self._next()) is not None:
-            for start in range(0, len(batch), PIECE):
-                piece = batch[start : start + PIECE]
+            for start in range(0, len(batch), at_once):
+                piece = batch[start : start + at_once]
                 if self._abandoned:
                     self.lost_on_disk += len(piece)
                 else:
