@@ -323,7 +323,7 @@ class Lab:
         """Run xdpmonctl on the laboratory's bus; fail if it ends otherwise than expected (None: however it likes)."""
         command = run_as(uid, [PYTHON, "-m", "xdpmond.cli", "--bus", self.bus.address, *arguments])
         where = {} if uid == 0 else {"PYTHONPATH": str(self.readable())}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, input=input, check=False, cwd="/",
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, input=input, check=False, cwd="/",
                               env={**self.environment, **where, **(environment or {})})  # fmt: skip
         if status is not None and done.returncode != status:
             raise AssertionError(f"xdpmonctl {' '.join(arguments)} ended with {done.returncode}, not {status}:\n{done.stdout}{done.stderr}")
@@ -374,7 +374,7 @@ class Lab:
             shutil.rmtree(self.directory, ignore_errors=True)
             return not self.directory.exists()
 
-        wait_for(gone, f"{self.directory} to be deleted", 10)
+        wait_for(gone, f"{self.directory} to be deleted")
 
     def _delete_spaces(self) -> None:
         for name in _space_names():

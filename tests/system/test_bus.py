@@ -58,7 +58,7 @@ class Client:
                   interface: str | None = MANAGER, path: str = PATH, flags: MessageFlag = MessageFlag.NONE) -> Message:  # fmt: skip
         message = Message(destination=NAME, path=path, interface=interface, member=member, signature=signature, body=body or [],
                           unix_fds=fds or [], flags=flags)  # fmt: skip
-        reply = await asyncio.wait_for(self.bus.call(message), 30)
+        reply = await asyncio.wait_for(self.bus.call(message), 60)
         assert reply is not None
         return reply
 
@@ -86,7 +86,7 @@ async def client_of(bus: PrivateBus) -> AsyncIterator[Client]:
         yield Client(connection)
     finally:
         connection.disconnect()
-        await asyncio.wait_for(connection.wait_for_disconnect(), 10)
+        await asyncio.wait_for(connection.wait_for_disconnect(), 60)
         connection._sock.close()
 
 
@@ -473,7 +473,7 @@ def test_signals_wait_for_a_bus_that_does_not_read(bus: PrivateBus, daemon: Fake
             await asyncio.to_thread(daemon.wait_line, "sent")  # more than a socket holds
         finally:
             bus.signal(signal.SIGCONT)
-        await asyncio.wait_for(every.wait(), 30)
+        await asyncio.wait_for(every.wait(), 60)
         return seen
 
     assert with_client(bus, test) == list(range(900))
@@ -549,6 +549,6 @@ def test_the_daemon_ends_when_told_to(bus: PrivateBus, daemon: FakeDaemon) -> No
     started = time.monotonic()
     daemon.process.terminate()
     daemon.wait_line("ended")
-    assert daemon.process.wait(10) == 0
+    assert daemon.process.wait(60) == 0
     assert time.monotonic() - started < 10
     assert not bus.owned(NAME)

@@ -106,7 +106,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 def ctl(bus: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     environ = environment(**options.pop("environ", {}))
-    return subprocess.run(command_line(bus, *arguments), env=environ, capture_output=True, text=True, timeout=60, check=False, **options)
+    return subprocess.run(command_line(bus, *arguments), env=environ, capture_output=True, text=True, timeout=120, check=False, **options)
 
 
 def answer(document: object) -> Callable[[Message], tuple[str, list[Any], list[int]]]:
@@ -205,7 +205,7 @@ def test_without_a_bus(address: str) -> None:
 def test_the_bus_is_found_by_the_environment(bus: str, daemon: FakeDaemon) -> None:
     daemon.answers["Confirm"] = answer({"mode": "enforce"})
     command = [PYTHON, "-m", "xdpmond.cli", "confirm"]
-    done = subprocess.run(command, env=environment(XDPMOND_BUS=bus), capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, env=environment(XDPMOND_BUS=bus), capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "enforce is kept\n"
 
 
@@ -219,7 +219,7 @@ def test_following_ends_quietly_by_interrupt(bus: str, daemon: FakeDaemon) -> No
     os.write(write, b'{"src_ip":"192.0.2.9"}\n')
     assert process.stdout.readline() == '{"src_ip":"192.0.2.9"}\n'  # at once, not when a buffer is full
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     os.close(write)
     assert (process.returncode, out, err) == (0, "", "")
 
@@ -251,7 +251,7 @@ def test_a_full_disk_is_an_error(bus: str, daemon: FakeDaemon) -> None:
     daemon.answers["Describe"] = answer({})
     with open("/dev/full", "w") as full:
         process = subprocess.run(
-            command_line(bus, "-j"), env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+            command_line(bus, "-j"), env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False
         )
     assert process.returncode == 1
     assert process.stderr == "xdpmonctl: cannot write the output: No space left on device\n"
@@ -262,7 +262,7 @@ def test_status_imports_nothing_heavy(bus: str, daemon: FakeDaemon) -> None:
     daemon.answers["Describe"] = answer({"mode": "monitor"})
     program = "import sys; from xdpmond.cli.main import main; main(); print(*sorted(sys.modules), file=sys.stderr)"
     command = [PYTHON, "-c", program, "--bus", bus]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=True)
     loaded = set(done.stderr.split())
     assert "dbus_next.message" in loaded
     assert not loaded & {"asyncio", "rich", "gi", "numpy", "dataclasses", "xdpmond.model", "xdpmond.config", "subprocess", "ssl", "inspect"}
@@ -275,5 +275,5 @@ def test_dbus_next_stays_whole_for_others() -> None:
         "import dbus_next; assert dbus_next.Message is part; import dbus_next.aio; assert dbus_next.aio.MessageBus;"
         "assert dbus_next.introspection"
     )
-    done = subprocess.run([PYTHON, "-c", program], env=environment(), capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([PYTHON, "-c", program], env=environment(), capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")

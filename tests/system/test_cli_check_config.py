@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def check(*words: str, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
     command = [PYTHON, "-P", "-m", "xdpmond.cli", "--bus", "unix:path=/nonexistent", "check-config", *words]
-    return subprocess.run(command, env=environ, cwd=directory, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environ, cwd=directory, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_a_good_file(tmp_path: Path) -> None:

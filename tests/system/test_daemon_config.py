@@ -28,7 +28,7 @@ mode = "enforce"
 
 def xdpmond(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A run that ends by itself."""
-    return subprocess.run([PYTHON, "-m", "xdpmond", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run([PYTHON, "-m", "xdpmond", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_sighup_applies_the_difference(world: World, start: Start) -> None:
@@ -54,7 +54,7 @@ def stream(world: World) -> Iterator[tuple[Counter[str], Counter[str]]]:
     """Datagrams from a permitted and a denied source, until the context ends: what was sent and what has arrived, by source."""
     sent: Counter[str] = Counter()
     arrived: Counter[str] = Counter()
-    end = threading.Event()
+    end, sent_all = threading.Event(), threading.Event()
     sources = (PERMITTED4, DENIED4)
     receivers = [world.host.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in sources]
     senders = [world.net.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in sources]
@@ -71,21 +71,25 @@ def stream(world: World) -> Iterator[tuple[Counter[str], Counter[str]]]:
             try:
                 arrived[receiver.recvfrom(100)[1][0]] += 1
             except TimeoutError:
-                if end.is_set():
+                if sent_all.is_set():
                     return
 
     for receiver, sender, ends in zip(receivers, senders, sources, strict=True):
         receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)  # what comes while its thread waits for a processor
         receiver.bind((ends.host, 5353))
         sender.bind((ends.net, 0))
-    threads = [threading.Thread(target=send), *(threading.Thread(target=receive, args=(receiver,)) for receiver in receivers)]
+    sending, *receiving = threads = [
+        threading.Thread(target=send), *(threading.Thread(target=receive, args=(receiver,)) for receiver in receivers),
+    ]  # fmt: skip
     for thread in threads:
         thread.start()
     try:
         yield sent, arrived
     finally:
         end.set()
-        for thread in threads:
+        sending.join()
+        sent_all.set()
+        for thread in receiving:
             thread.join()
         for sock in (*receivers, *senders):
             sock.close()
@@ -212,5 +216,5 @@ def test_the_bus_may_go_and_come_back(world: World, start: Start) -> None:
     daemon.process.send_signal(signal.SIGHUP)
     daemon.wait_log("configuration read again")
     world.lab.bus.start()
-    wait_for(lambda: world.lab.ctl("status", status=None).returncode == 0, "the daemon to be on the bus again", 30)
+    wait_for(lambda: world.lab.ctl("status", status=None).returncode == 0, "the daemon to be on the bus again")
     assert daemon.process.poll() is None

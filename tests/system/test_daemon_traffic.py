@@ -108,7 +108,7 @@ def transfer(world: World, ends: Ends, size: int) -> int:
         thread = threading.Thread(target=send)
         thread.start()
         with accepted:
-            accepted.settimeout(20)
+            accepted.settimeout(60)
             received = 0
             while chunk := accepted.recv(1 << 18):
                 received += len(chunk)
@@ -177,7 +177,7 @@ def test_enforce_drops_whole_flows_under_way(world: World, start: Start) -> None
             with pytest.raises(TimeoutError):
                 accepted.recv(100)
             world.lab.ctl("remove", UNLISTED4.net)
-            accepted.settimeout(20)
+            accepted.settimeout(60)
             assert accepted.recv(100) == b"after"  # TCP sends it again
 
 

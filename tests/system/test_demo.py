@@ -87,7 +87,7 @@ def test_an_interrupted_demo_leaves_nothing(run: Run, moment: str, number: signa
     wait_for(lambda: moment in run.text or run.process.poll() is not None, moment, 60)
     assert run.process.poll() is None, run.text
     os.killpg(run.process.pid, number)  # as a terminal does: everybody in the foreground gets it
-    assert run.process.wait(30) == 128 + number, run.text
+    assert run.process.wait(60) == 128 + number, run.text
     assert run.left() == []
     assert "interrupted" in run.text and "Traceback" not in run.text
 
@@ -105,7 +105,7 @@ def test_a_killed_demo_leaves_no_process(run: Run) -> None:
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     run = Run(tmp_path, {"PATH": "/nonexistent"})
     try:
-        assert run.process.wait(30) == 2
+        assert run.process.wait(60) == 2
         assert "ping (package iputils-ping)" in run.text and "dbus-daemon (package dbus)" in run.text
         assert "Traceback" not in run.text
     finally:

@@ -121,7 +121,7 @@ class Collector:
 
     def _dump(self, *options: str) -> str:
         nfdump = [str(self._tree / "usr/bin/nfdump"), "-R", str(self.files), *options]
-        return subprocess.run(nfdump, env=environment(self._tree), capture_output=True, text=True, check=True, timeout=60).stdout
+        return subprocess.run(nfdump, env=environment(self._tree), capture_output=True, text=True, check=True, timeout=120).stdout
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -248,7 +248,7 @@ def test_a_record_says_when_how_and_where(world: World, start: Start, collector:
         ended = time.time()
         index = world.lab.interface("eth0")["ifindex"]
         # It has ended by itself, and so has its record, before the daemon does.
-        wait_for(lambda: not [row for row in world.lab.rows("flows") if row["port"] == 5001], "the record to end", 20)
+        wait_for(lambda: not [row for row in world.lab.rows("flows") if row["port"] == 5001], "the record to end")
         end(world, daemon, wire)
     nfcapd.stop()
     (record,) = [record for record in nfcapd.records if record.get("dst_port") == 5001]
@@ -276,7 +276,7 @@ def test_a_flow_that_goes_on_makes_a_record_now_and_then(world: World, start: St
                 seen.append(began)
             return len(seen) == 3
 
-        wait_for(goes_on, "the third record to begin", 30)
+        wait_for(goes_on, "the third record to begin")
         sent = end(world, daemon, wire)
     nfcapd.stop()
     assert len([record for record in nfcapd.records if record.get("dst_port") == 5005]) >= 3
@@ -288,7 +288,7 @@ def test_a_collector_that_comes_late_gets_what_waited(world: World, start: Start
     with wire:
         daemon.wait_log(f"the IPFIX collector {AT4}:{PORT} cannot be reached: Connection refused")
         talk(world, PERMITTED4, range(100, 110), 5001)
-        wait_for(lambda: not [row for row in world.lab.rows("flows") if row["port"] == 5001], "the record to end", 20)
+        wait_for(lambda: not [row for row in world.lab.rows("flows") if row["port"] == 5001], "the record to end")
         nfcapd = collector(AT4)
         nfcapd.start()
         daemon.wait_log(f"the IPFIX collector {AT4}:{PORT} is there again; 0 records of flows were lost to it")

@@ -57,7 +57,7 @@ log-enabled = false
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(60)
 
     def query(self, text: str, database: str = "") -> list[dict[str, Any]]:
         """The rows of the answer, with tags and columns as keys."""

@@ -182,7 +182,7 @@ def test_prometheus_has_the_witness_s_figures_and_answers_each_panel(
         wait_for(lambda: prometheus.query("xdpmond_messages_total"), "the first figures")
         world.lab.ctl("reload")  # of which a message tells
         for expression in map(asked, QUERIES):
-            wait_for(lambda expression=expression: prometheus.query(expression), f"an answer to {expression}", 30)  # type: ignore[misc]
+            wait_for(lambda expression=expression: prometheus.query(expression), f"an answer to {expression}")  # type: ignore[misc]
         for family in ("ipv4", "ipv6"):
             of_port = f'xdpmond_port_sources{{family="{family}", protocol="udp", port="{PORT}"}}'
             wait_for(lambda of_port=of_port: prometheus.number(of_port) == 3, f"three {family} sources on the port")  # type: ignore[misc]

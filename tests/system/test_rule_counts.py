@@ -44,7 +44,7 @@ def windows(at: Stage) -> int:
 
 
 def next_window(at: Stage, closed: int) -> None:
-    wait_for(lambda: windows(at) > closed, "a window to end", 20)
+    wait_for(lambda: windows(at) > closed, "a window to end")
 
 
 @contextmanager
