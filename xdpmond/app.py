@@ -35,6 +35,7 @@ from .configfiles import ConfigPaths, load
 from .errors import KernelError, StateError, UsageError, XdpmondError
 from .feeds import BlockedSources
 from .interfaces import Interfaces
+from .kernel.codefile import CodeFile
 from .kernel.datapath import Closed, Datapath, Kept
 from .kernel.maps import Tallies
 from .kernel.pump import EventPump
@@ -99,6 +100,12 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_status
     except KeyboardInterrupt:  # before it was ready
         return 130
+
+
+def _state_directory() -> Path | None:
+    """That which systemd has made for us, the first if it has several."""
+    directory = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    return Path(directory) if directory else None
 
 
 def _first(error: BaseException) -> BaseException:
@@ -221,10 +228,9 @@ class Daemon:
         return config
 
     def _make_store(self) -> OperatorStore | MemoryStore:
-        directory = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
         if self._options.state:
             return OperatorStore(Path(self._options.state))
-        return OperatorStore(Path(directory) / STATE_FILE) if directory else MemoryStore()
+        return OperatorStore(directory / STATE_FILE) if (directory := _state_directory()) else MemoryStore()
 
     def _load_state(self, store: OperatorStore | MemoryStore) -> State:
         """What was kept; or what is left of it, if something was lost."""
@@ -267,9 +273,11 @@ class Daemon:
         kept = Kept.of(stored_descriptors())
         store = self._make_store()
         state = await asyncio.to_thread(self._load_state, store)
+        directory = _state_directory()
+        keeper = CodeFile(directory, lambda text: self.report(Record(Message.WARNING, text))) if directory else None
         # pyroute2 takes longer to import than all the rest, and is needed when there is a packet path, which a child may have to compile.
         netlink = asyncio.create_task(asyncio.to_thread(import_module, ".kernel.links", __package__))
-        self._datapath: Datapath = await self._in_kernel_thread(Datapath.open, config, kept, self._notifier)
+        self._datapath: Datapath = await self._in_kernel_thread(Datapath.open, config, kept, self._notifier, keeper)
         await netlink
         from .kernel.links import LinkWatch
         from .kernel.sockets import established_peers

@@ -138,6 +138,28 @@ def test_a_program_that_does_not_compile(world: World, tmp_path: Path) -> None:
     assert "xdp" not in world.host.run("ip", "link", "show", "eth0").stdout
 
 
+def test_a_later_boot_needs_no_compiler(world: World, start: Start, tmp_path: Path) -> None:
+    """What one start has compiled, the next one loads; if it cannot, that is told once."""
+    state, without = tmp_path / "state", tmp_path / "without"
+    state.mkdir()
+    without.mkdir()
+    (without / "bcc.py").write_text("raise ImportError('there is no compiler')")
+    usual, bare = {"STATE_DIRECTORY": str(state)}, {"STATE_DIRECTORY": str(state), "PYTHONPATH": f"{ROOT}:{without}"}
+    status, said = failing(world, environment=bare)
+    assert status == 1 and "there is no compiler" in said
+    assert start(CONFIG, environment=usual).stop() == 0
+    again = start(CONFIG, "--enforce", environment=bare)
+    assert world.drops(DENIED4)
+    assert again.stop() == 0
+    kept = state / "program"
+    kept.write_bytes(kept.read_bytes()[:-1])
+    damaged = start(CONFIG, environment=usual)
+    assert damaged.log.count("it is damaged") == 1
+    assert damaged.stop() == 0
+    healed = start(CONFIG, environment=bare)
+    assert str(kept) not in again.log + healed.log
+
+
 def test_an_ordinary_user_is_told_what_is_missing(world: World) -> None:
     status, said = failing(world, uid=NOBODY, environment={"XDPMOND_BPF_DIR": str(world.lab.readable() / "bpf")})
     assert status == 1 and "Traceback" not in said

@@ -129,7 +129,7 @@ class Datapath:
         self.configure(config)
 
     @classmethod
-    def open(cls, config: Config, kept: Kept, store: Store) -> Datapath:
+    def open(cls, config: Config, kept: Kept, store: Store, keeper: loader.Keeper | None = None) -> Datapath:
         """Go on with what was kept if it is the same program; else load a new one, onto the maps whose layout is unchanged, which is then
         put in the place of the old one by updating its links. The kept policy holds until `apply_policy` is called."""
         if os.uname().machine != "x86_64":
@@ -141,7 +141,7 @@ class Datapath:
         ledger = _ledger(usable)
         same = code is not None and ledger is not None and int(ledger["build"]) == code.identity
         maps = {name: fd for name, fd in usable.items() if name in build.maps}
-        loaded = loader.load(build, maps, code=code, programs=kept.programs if same else None)
+        loaded = loader.load(build, maps, code=code, programs=kept.programs if same else None, keeper=keeper)
         fresh = "control" not in loaded.reused
         retired = None if fresh or "talkers" in loaded.reused else _Retired.of(usable)
         datapath = cls(config, loaded, build, store, fresh=fresh, took_over=not fresh)

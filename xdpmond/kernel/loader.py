@@ -1,7 +1,8 @@
 """Get the packet path into the kernel: its instructions from the compiler child, or kept from before; maps made here; the program on them.
 
-`Build` is what the configuration asks for. `Code` is the program text: its `identity` (a hash of the sources and of the definitions) tells
-whether one that was kept is that of these sources. It knows no sizes, so that one text serves tables of any size.
+`Build` is what the configuration asks for. `Code` is the program text: its `identity` (a hash of the sources, of the definitions and of the
+kernel's release) tells whether one that was kept is what would be compiled now. It knows no sizes, so that one text serves tables of any
+size.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ..config import Config, Destination
 from ..errors import KernelError
@@ -84,7 +86,7 @@ class Build:
         return (*self.tables, *POLICY_MAPS)
 
     def identity(self, directory: Path) -> int:
-        digest = hashlib.sha256(json.dumps([abi.ABI_VERSION, self.defines]).encode())
+        digest = hashlib.sha256(json.dumps([abi.ABI_VERSION, self.defines, os.uname().release]).encode())
         for path in sorted(directory.rglob("*.[ch]")):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
         return int.from_bytes(digest.digest()[:8], "little")
@@ -117,22 +119,36 @@ class Code:
         known = {ETHERNET} <= set(programs) <= {ETHERNET, IP}
         return known and all(libbpf.program_maps(fd) == ids for fd in programs.values())
 
+    def pack(self) -> bytes:
+        """As bytes, which begin with a digest of the rest."""
+        head = {"identity": self.identity, "frags": self.frags, "loads": self.loads, "marks": self.marks}
+        packed = json.dumps(head).encode() + b"\n" + self.text
+        return hashlib.sha256(packed).hexdigest().encode() + b"\n" + packed
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Code | None:
+        """What `pack` made; None if these bytes are something else."""
+        digest, _, packed = data.partition(b"\n")
+        if hashlib.sha256(packed).hexdigest().encode() != digest:
+            return None
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            line, _, text = packed.partition(b"\n")
+            head = json.loads(line)
+            return cls(head["identity"], head["frags"], text, head["loads"], head["marks"])
+        return None
+
     def keep(self) -> int:
         """Write it to a file in memory, for the descriptor store."""
         fd = os.memfd_create("xdpmond-code")
-        head = {"identity": self.identity, "frags": self.frags, "size": len(self.text), "loads": self.loads, "marks": self.marks}
         with open(fd, "wb", closefd=False) as file:
-            file.write(json.dumps(head).encode() + b"\n" + self.text)
+            file.write(self.pack())
         return fd
 
     @classmethod
     def kept(cls, fd: int) -> Code | None:
-        """What `keep` wrote; None if it is not understood."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            line, _, text = os.pread(fd, os.fstat(fd).st_size, 0).partition(b"\n")
-            head = json.loads(line)
-            if len(text) == head["size"]:
-                return cls(head["identity"], head["frags"], text, head["loads"], head["marks"])
+        """What `keep` wrote; None if it is something else."""
+        with contextlib.suppress(OSError):
+            return cls.unpack(os.pread(fd, os.fstat(fd).st_size, 0))
         return None
 
 
@@ -155,17 +171,31 @@ class Loaded:
         close({*self.programs.values(), *self.maps.values()})
 
 
+class Keeper(Protocol):
+    """Where a program text outlives a boot."""
+
+    def load(self, identity: int) -> Code | None: ...
+
+    def save(self, code: Code) -> None: ...
+
+
 def load(build: Build, kept: Mapping[str, int] | None = None, policy: PolicySize = SMALLEST_POLICY, code: Code | None = None,
-         programs: Mapping[str, int] | None = None) -> Loaded:  # fmt: skip
+         programs: Mapping[str, int] | None = None, keeper: Keeper | None = None) -> Loaded:  # fmt: skip
     """Maps in `kept` whose definition is unchanged go on in use, those of the policy together and whatever their size; the others are made,
     and the program for Ethernet is loaded onto them, unless `programs`, which were made of `code`, are on these maps already. The other one
-    is loaded when an interface needs it. Compiles, which takes a second, unless `code` is of these sources: call it in a thread.
+    is loaded when an interface needs it. Compiles, which takes a second, unless `code` is of these sources, or what the keeper has: call it
+    in a thread.
 
     Raises KernelError with what clang or the verifier said.
     """
     directory = source_directory()
-    if code is None or code.identity != build.identity(directory):
-        code, programs = compile_code(build, directory), None
+    identity = build.identity(directory)
+    if code is None or code.identity != identity:
+        code, programs = keeper.load(identity) if keeper else None, None
+    if code is None:
+        code = compile_code(build, directory)
+        if keeper:
+            keeper.save(code)
     maps, reused = _maps(build, kept or {}, policy)
     try:
         if programs is not None and reused == set(build.maps) and code.is_loaded(programs, maps):
