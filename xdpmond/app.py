@@ -275,10 +275,12 @@ class Daemon:
         state = await asyncio.to_thread(self._load_state, store)
         directory = _state_directory()
         keeper = CodeFile(directory, lambda text: self.report(Record(Message.WARNING, text))) if directory else None
-        # pyroute2 takes longer to import than all the rest, and is needed when there is a packet path, which a child may have to compile.
-        netlink = asyncio.create_task(asyncio.to_thread(import_module, ".kernel.links", __package__))
+        # pyroute2 takes longer to import than all the rest. That and D-Bus are needed when there is a packet path, which a child may have
+        # to compile, and the kernel to verify.
+        late = [".kernel.links", ".bus.server"] if config.bus.enable else [".kernel.links"]
+        importing = asyncio.create_task(asyncio.to_thread(lambda: [import_module(name, __package__) for name in late]))
         self._datapath: Datapath = await self._in_kernel_thread(Datapath.open, config, kept, self._notifier, keeper)
-        await netlink
+        await importing
         from .kernel.links import LinkWatch
         from .kernel.sockets import established_peers
 

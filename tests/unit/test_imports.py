@@ -4,6 +4,7 @@ Imports inside functions count as well: this is about what a room knows of, not 
 """
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -184,3 +185,11 @@ def test_the_reader_of_imports_sees_each_form(tmp_path, monkeypatch):
     ]
     monkeypatch.setitem(globals(), "SOURCES", ["kernel/maps.py", "bus/y.py", "policy.py", "cli/main.py"])
     assert set(imported_rooms("bus/x.py")) == {"kernel", "bus", "policy", "cli"}
+
+
+def test_what_the_daemon_imports_when_it_starts():
+    """Nothing that can be imported while the compiler works: pyroute2 takes longer than all the rest."""
+    late = ("pyroute2", "dbus_next", *sorted(LAZY))
+    code = f"import sys, xdpmond.app; print([name for name in {late} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

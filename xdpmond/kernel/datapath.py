@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from . import abi, libbpf, loader
 from .attach import Attached, attach, layer_of
 from .costs import costs
 from .events import EventRing
-from .links import Link
 from .locals import Address, LocalAddresses
 from .maps import Control, Counters, Tallies, cells, realtime_at_monotonic_zero, wait_for_packets_under_way
 from .rules import PolicyTable, PolicyTooLarge
@@ -33,6 +32,9 @@ from .sketchtable import Key, SketchTable, busiest, ports_of_interest
 from .tables import POLICY_MAPS, SMALLEST_POLICY, make, policy_tables
 from .talkers import TalkerTable
 from .verdicts import Verdicts
+
+if TYPE_CHECKING:
+    from .links import Link
 
 
 class Store(Protocol):
