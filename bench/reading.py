@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 
+from xdpmond import memory
 from xdpmond.config import Config, Tables
 from xdpmond.kernel.datapath import Datapath
 from xdpmond.model import Family
@@ -29,6 +30,8 @@ from .stage import CONFIG, Daemon, Stage, private_memory, stage
 TITLE = "reading a million talkers, and memory"
 
 _TALKERS = 1_000_000
+_SENT = 1_010_000
+"""Some find no place."""
 _ENTRIES = 1 << 20
 """Of each CPU's slice: half full."""
 _CONFIG = f"""{CONFIG}
@@ -40,6 +43,7 @@ talkers = {_ENTRIES}
 
 
 def measure(rounds: int) -> Iterable[Row]:
+    memory.configure()  # as the daemon does
     yield from _reading(max(3, min(5, rounds)))
     with stage() as at:
         at.configure(_CONFIG)
@@ -57,9 +61,10 @@ def _reading(rounds: int) -> Iterable[Row]:
         load_ten(datapath)
         used, held, counts = [], [], []
         for _ in range(rounds):
+            datapath.close_window()  # with the talkers that came while the one before it was read
             for cpu in cpus:
                 with pinned(cpu):
-                    vary.run(_TALKERS // len(cpus))
+                    vary.run(_SENT // len(cpus))
             seconds, longest, rows = _read(datapath, vary, cpus[0])
             used.append(seconds)
             held.append(longest * 1e3)

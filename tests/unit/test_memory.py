@@ -36,3 +36,21 @@ def test_what_is_free_is_given_back():
     before, grown, after = map(int, done.stdout.split())
     assert grown > before + 50_000, "the test shows nothing: there is nothing to give back"
     assert after < before + 10_000
+
+
+HUGE = """
+from xdpmond import memory
+
+def huge():
+    with open("/proc/self/status") as rows:
+        return next(row.split()[1] for row in rows if row.startswith("THP_enabled:"))
+
+before = huge()
+memory.configure()
+print(before, huge())
+"""
+
+
+def test_pages_have_the_usual_size():
+    done = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "0"]
