@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from xdpmond.errors import KernelError
 from xdpmond.kernel import libbpf, loader
 from xdpmond.kernel.codefile import NAME, CodeFile
 
@@ -60,6 +62,18 @@ def test_a_boot_needs_no_compiler(datapath: Harness, kept: Kept, monkeypatch: py
     assert kept.load(first.code.identity) is None
     assert kept.load(other.code.identity) == other.code
     assert not kept.told
+
+
+def test_what_the_kernel_refuses_is_not_kept(datapath: Harness, kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another compiler may make something better of it."""
+    sources = tmp_path / "bpf"
+    shutil.copytree(loader.source_directory(), sources)
+    text = (sources / "parse.h").read_text()
+    (sources / "parse.h").write_text(text.replace("if ((void *)(eth + 1) > c->end) {", "if (0) {"))
+    monkeypatch.setenv("XDPMOND_BPF_DIR", str(sources))
+    with pytest.raises(KernelError, match="the kernel refuses"):
+        loader.load(datapath.build, keeper=kept.file)
+    assert not kept.path.exists() and not kept.told
 
 
 def test_the_identity_is_that_of_the_kernel_too(datapath: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,18 +192,20 @@ def load(build: Build, kept: Mapping[str, int] | None = None, policy: PolicySize
     identity = build.identity(directory)
     if code is None or code.identity != identity:
         code, programs = keeper.load(identity) if keeper else None, None
+    compiled = code is None
     if code is None:
         code = compile_code(build, directory)
-        if keeper:
-            keeper.save(code)
     maps, reused = _maps(build, kept or {}, policy)
     try:
         if programs is not None and reused == set(build.maps) and code.is_loaded(programs, maps):
             return Loaded(code, dict(programs), maps, reused)
-        return Loaded(code, {ETHERNET: code.load(ETHERNET, maps)}, maps, reused)
+        programs = {ETHERNET: code.load(ETHERNET, maps)}
     except BaseException:
         close(fd for name, fd in maps.items() if name not in reused)
         raise
+    if compiled and keeper:
+        keeper.save(code)
+    return Loaded(code, programs, maps, reused)
 
 
 def _maps(build: Build, kept: Mapping[str, int], policy: PolicySize) -> tuple[dict[str, int], frozenset[str]]:
