@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from .fields import Document
-from .render import Cell, Column, Style, safe, write_table
+from .render import SAMPLE_ROWS, Cell, Column, Style, fitting, safe, write_table
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -89,6 +90,13 @@ class Context:
             self.line(self.style("note: ", "yellow") + safe(note))
 
     def table(self, columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> int:
+        """Write a table; on a terminal without what it has no room for."""
+        if self.terminal:
+            stream = iter(rows)
+            sample = list(itertools.islice(stream, SAMPLE_ROWS))
+            shown = fitting(columns, sample, self.width)
+            columns = [columns[at] for at in shown]
+            rows = ([row[at] for at in shown] for row in itertools.chain(sample, stream))
         return write_table(
             self.out, self.style, columns, rows, legend=self.legend, terminal=self.terminal and self.style.enabled, width=self.width
         )

@@ -80,7 +80,7 @@ def event_line(context: Context, row: Document, clock: str) -> str:
     if used > room:
         ends[1] = "\n" + " " * (len(clock) + 1) + ends[1]
         used = len(ends[1]) - 1
-    if used + len(tail["more"]) > room:
+    if suppressed and used + len(tail["more"]) > room:
         tail["more"] = f", {suppressed:,} more"
     for part in ("where", "size", "rule"):
         if used + sum(map(len, tail.values())) > room:

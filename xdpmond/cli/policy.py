@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,12 +16,16 @@ from . import fields
 from .context import Context
 from .fields import Document
 from .protocols import target
-from .render import ACTION_COLOURS, VERDICT_COLOURS, Cell, ago, columns, iso, plural, safe, short_bytes, span
+from .render import ACTION_COLOURS, VERDICT_COLOURS, Cell, Column, ago, columns, iso, plural, safe, short_bytes, span
 
 LONGEST_CALL = 8192
 """Characters of prefixes in one call; more travel as a descriptor, since the daemon takes no large messages."""
 
-ENTRY_COLUMNS = columns("PREFIX", "VERDICT", "ORIGIN", "EXPIRES", ">PACKETS", ">BYTES", "REASON")
+ENTRY_COLUMNS = [
+    Column("PREFIX", False), Column("VERDICT", False), Column("ORIGIN", False, 3), Column("EXPIRES", False), Column("PACKETS", True, 1),
+    Column("BYTES", True, 2), Column("REASON", False),
+]  # fmt: skip
+"""Where an entry is from, its file and line tell, too."""
 
 DONE = {"allow": "allowed", "deny": "denied"}
 
@@ -153,7 +158,8 @@ def explain(context: Context) -> None:
     done = context.style(safe(action), ACTION_COLOURS.get(action, ""))
     context.line(f"{safe(fields.text(document, 'address'))}: verdict {decided}, action {done}")
     for line in fields.text(document, "text").splitlines():
-        context.line(f"  {safe(line)}")
+        for part in textwrap.wrap(safe(line), max(context.width - 2, 20)) if context.terminal else [safe(line)]:
+            context.line(f"  {part}")
     if known := _names(document):
         context.line(f"  {known}")
     now = context.clock()

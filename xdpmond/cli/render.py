@@ -153,6 +153,25 @@ def write_table(
     return _write_plain(out, style, columns, stream, legend)
 
 
+def fitting(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int) -> list[int]:
+    """The columns that are shown: those of the highest ranks are left out until there is room for some of the last one, of free text."""
+    shown = list(range(len(columns)))
+    for least in sorted({column.rank for column in columns if column.rank}, reverse=True):
+        if _has_room([columns[at] for at in shown], [[row[at] for at in shown] for row in rows], width):
+            break
+        shown = [at for at in shown if columns[at].rank < least]
+    return shown
+
+
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> list[int]:
+    return [max([len(column.title), *(len(cell_text(row[index])) for row in rows)]) for index, column in enumerate(columns)]
+
+
+def _has_room(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int) -> bool:
+    widths = _widths(columns, rows)
+    return sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], LEAST_WIDTH) <= width
+
+
 def cell_text(cell: Cell) -> str:
     return cell if isinstance(cell, str) else cell[0]
 
@@ -201,9 +220,9 @@ def _draw(out: TextIO, style: Style, columns: Sequence[Column], rows: Sequence[S
         from rich.text import Text
     except ImportError:
         return False
-    widths = [max([len(column.title), *(len(cell_text(row[index])) for row in rows)]) for index, column in enumerate(columns)]
-    if sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], LEAST_WIDTH) > width:
+    if not _has_room(columns, rows, width):
         return False  # rich would cut columns off; plainly written lines are wrapped by the terminal
+    widths = _widths(columns, rows)
     table = Table(box=SIMPLE_HEAD if legend else None, show_header=legend, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for index, column in enumerate(columns):
         # Only the last column, the one of free text, gives way: half an address is no address.
