@@ -175,7 +175,7 @@ class Space:
     def mac(self, interface: str) -> str:
         return str(json.loads(self.run("ip", "-json", "link", "show", interface).stdout)[0]["address"])
 
-    def ping(self, target: str, source: str = "", count: int = 3, size: int = 56, wait: float = 1.0) -> Ping:
+    def ping(self, target: str, source: str = "", count: int = 3, size: int = 56, wait: float = 5.0) -> Ping:
         """ping(8), fast. What is lost is waited for no longer than `wait` after the last one."""
         options = ["-c", str(count), "-i", "0.02", "-s", str(size), "-W", str(wait), *(["-I", source] if source else [])]
         done = self.run("ping", "-n", "-q", *options, target, check=False)

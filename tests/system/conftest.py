@@ -65,7 +65,7 @@ class World:
         self.net.ip(*_addresses(net, [ends.net for ends in EVERYWHERE]), f"link set {net} up")
         wait_for(lambda: "LOWER_UP" in self.net.run("ip", "link", "show", net).stdout, "the cable to come up")
 
-    def lost(self, ends: Ends, count: int = 3, wait: float = 2.0) -> int:
+    def lost(self, ends: Ends, count: int = 3, wait: float = 5.0) -> int:
         """How many of so many pings get no answer."""
         return self.net.ping(ends.host, ends.net, count, wait=wait).lost
 
