@@ -71,6 +71,10 @@ def test_the_compiling_child_is_gone(bare: Machine) -> None:
     assert bare.run("cat", f"/proc/{pid}/task/{pid}/children").stdout == ""
 
 
+def test_what_was_compiled_is_kept_for_the_next_boot(bare: Machine) -> None:
+    assert bare.run("stat", "-c", "%U %a", "/var/lib/xdpmond/program").stdout == "xdpmond 600\n"
+
+
 def test_it_watches_the_default_routes_interface(bare: Machine) -> None:
     status = bare.status()
     assert (status["mode"], status["default"]) == ("monitor", "log")
