@@ -71,7 +71,7 @@ def take(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def count_of(rows: np.ndarray) -> Count:
-    return Count(int(rows["packets"].sum()), int(rows["bytes"].sum()))
+    return sum((Count(int(of["packets"].sum()), int(of["bytes"].sum())) for of in chunks_of(rows)), Count())
 
 
 # The order
@@ -109,7 +109,7 @@ def _nearly_sorted(keys: np.ndarray) -> np.ndarray:
     """Indexes that sort the keys by their upper 16 bits at least."""
     if np.count_nonzero(keys[1:] < keys[:-1]) < _FEW:
         return keys.argsort(kind="stable")  # this merges what are a few sorted runs already
-    return (keys >> np.uint64(48)).astype("u2").argsort(kind="stable")  # numbers of 16 bits are sorted by radix
+    return keys.view("u2")[3::4].argsort(kind="stable")  # numbers of 16 bits are sorted by radix
 
 
 def ordered_chunks(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -144,14 +144,28 @@ def _collapse(words: np.ndarray, keys: np.ndarray, *, number: bool = False) -> n
     if new.all() and not number:
         return words.view(ROW).reshape(-1)
     starts = np.flatnonzero(new)
+    if number:
+        merged = _merged(words, starts)
+        merged[:, 2] |= np.diff(starts, append=len(words)).astype("u8") << np.uint64(32)
+        return merged.view(ROW).reshape(-1)
+    several = ~new
+    several[:-1] |= several[1:]
+    few = np.flatnonzero(several)
+    if 2 * len(few) > len(words):
+        return _merged(words, starts).view(ROW).reshape(-1)
+    merged = words.take(starts, axis=0)
+    merged[np.flatnonzero(several[starts])] = _merged(words.take(few, axis=0), np.flatnonzero(new[few]))
+    return merged.view(ROW).reshape(-1)
+
+
+def _merged(words: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Each row that stands at a start, with the sums of those up to the next."""
     merged = words.take(starts, axis=0)
     for column in _SUMS:
         merged[:, column] = np.add.reduceat(words[:, column], starts)
     for column, of in ((_FIRST, np.minimum), (_LAST, np.maximum)):
         merged.view("f8")[:, column] = of.reduceat(words.view("f8")[:, column], starts)
-    if number:
-        merged[:, 2] |= np.diff(starts, append=len(words)).astype("u8") << np.uint64(32)
-    return merged.view(ROW).reshape(-1)
+    return merged
 
 
 def _changes(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -350,8 +364,11 @@ def _most(column: np.ndarray, limit: int) -> np.ndarray:
 
 def strongest(rows: np.ndarray, by: str, limit: int) -> np.ndarray:
     """The `limit` rows with the most of `by` ("packets", "bytes", "syns"), strongest first."""
-    rows = take(rows, _most(rows[by], limit))
-    return take(rows, rows[by].argsort(kind="stable")[::-1])
+    kept = _Strongest(by, limit)
+    for chunk in chunks_of(rows):
+        kept.add(chunk)
+    found = kept.rows
+    return take(found, found[by].argsort(kind="stable")[::-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,12 +389,16 @@ class _Strongest:
     def __init__(self, by: str, limit: int):
         self._by, self._limit = by, limit
         self._kept, self._used = np.empty(2 * limit, ROW), 0
+        self._least: int | None = None
 
     def add(self, rows: np.ndarray) -> None:
+        if self._least is not None:
+            rows = only(rows, lambda of: of[self._by] > self._least)
         rows = take(rows, _most(rows[self._by], self._limit))
         if self._used + len(rows) > len(self._kept):
             words_of(self._kept)[: self._limit] = words_of(self.rows)
             self._used = self._limit
+            self._least = self._kept[self._by][: self._limit].min()  # of any more `limit` rows have at least as much
         words_of(self._kept)[self._used : self._used + len(rows)] = words_of(rows)
         self._used += len(rows)
 

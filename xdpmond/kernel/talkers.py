@@ -82,8 +82,7 @@ class TalkerTable:
 
     def _tails(self, at: np.ndarray) -> np.ndarray:
         """The third words of entries, as they are now."""
-        words = self._words.shape[1]
-        return self._words.reshape(-1).take(at.astype("i8") * words + _TAIL)
+        return self._words.reshape(-1).take(at * self._words.shape[1] + _TAIL)
 
     def _chunks(self) -> Iterator[slice]:
         return (slice(at, at + CHUNK) for at in range(0, self.capacity, CHUNK))
@@ -116,7 +115,7 @@ class TalkerTable:
                 rows, keys = kind.take(rows, found), keys.take(found)
             return kind.collapse(rows, keys)
 
-        return kind.assemble(len(places), (merged(places.take(order), chunk_keys) for order, chunk_keys in chunks))
+        return kind.assemble(len(places), (merged(places.take(order).astype("i8"), chunk_keys) for order, chunk_keys in chunks))
 
     def read_closed(self, closed: int) -> np.ndarray:
         """All talkers of the window `closed`, which must be the one before the running one, as merged rows. Call it in a thread."""
@@ -132,8 +131,11 @@ class TalkerTable:
         def matters(chunk: slice, tail: np.ndarray) -> np.ndarray:
             # What has neither number now has no counts of the closed window, whatever becomes of it while we read; and what has the
             # running one has moved them. So what is found here has unread counts, and its talker stays.
-            window, moved = tail >> _HALF, self._column(chunk, _PACKETS) >> _HALF
-            return (window == closed) | ((window == running) & (moved > 0))
+            window = tail >> _HALF
+            matter = window == closed
+            moved = np.flatnonzero(window == running)
+            matter[moved] = self._column(chunk, _PACKETS).take(moved) >> _HALF > 0
+            return matter
 
         def settle(at: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             entries = self._copy(at)  # before the numbers: see above
