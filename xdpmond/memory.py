@@ -16,8 +16,9 @@ import functools
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PR_SET_THP_DISABLE = 41
 _LARGE = 4 << 20
-"""Bytes. What is larger gets pages of its own, which go back as soon as it is freed. By default this limit grows with what is freed. As
-much is kept at the end of a heap: a step of work over many rows needs half a megabyte, and the next one again."""
+"""Bytes. What is larger gets pages of its own, which go back as soon as it is freed. By default this limit grows with what is freed."""
+_SPARE = 2 << 20
+"""Bytes that are kept at the end of a heap: a step of work over many rows needs as much, and the next one again."""
 
 
 def configure() -> None:
@@ -25,7 +26,7 @@ def configure() -> None:
     mallopt = getattr(_c_library(), "mallopt", None)
     if mallopt:  # another C library has other ways
         mallopt(_M_MMAP_THRESHOLD, _LARGE)
-        mallopt(_M_TRIM_THRESHOLD, _LARGE)
+        mallopt(_M_TRIM_THRESHOLD, _SPARE)
     _c_library().prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
 

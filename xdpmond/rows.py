@@ -194,9 +194,17 @@ def assemble(most: int, chunks: Iterable[np.ndarray]) -> np.ndarray:
 def merged_chunks(*parts: np.ndarray) -> Iterator[np.ndarray]:
     """The rows of all parts with those of the same source, protocol and port summed, in chunks that no source straddles."""
     words = [words_of(part) for part in parts if len(part)]
-    keys = np.concatenate([NO_KEYS, *(sort_keys(*of[at : at + CHUNK, :3].T) for of in words for at in range(0, len(of), CHUNK))])
-    for order, chunk_keys in ordered_chunks(keys):
-        yield collapse(_gather(words, order).view(ROW).reshape(-1), chunk_keys)
+    for order, keys in ordered_chunks(_keys_of(words)):
+        yield collapse(_gather(words, order).view(ROW).reshape(-1), keys)
+
+
+def _keys_of(parts: list[np.ndarray], masks: Mapping[Family, np.ndarray] | None = None) -> np.ndarray:
+    """Those of the rows of all parts, or of their networks. Whoever sorts them may let go of them: they are many."""
+    keys, length = np.empty(sum(map(len, parts)), "u8"), 0
+    for words in (part[begin : begin + CHUNK] for part in parts for begin in range(0, len(part), CHUNK)):
+        keys[length : length + len(words)] = sort_keys(*(_masked(words, masks) if masks else words)[:, :3].T)
+        length += len(words)
+    return keys
 
 
 def _gather(parts: list[np.ndarray], at: np.ndarray) -> np.ndarray:
@@ -426,9 +434,8 @@ def strongest_networks(*parts: np.ndarray, bits: Mapping[Family, int], by: str, 
     as it is."""
     masks = {family: _mask(family, length) for family, length in bits.items()}
     words = [words_of(part) for part in parts if len(part)]
-    keys = [sort_keys(*_masked(of[at : at + CHUNK], masks)[:, :3].T) for of in words for at in range(0, len(of), CHUNK)]
     kept = _Strongest(by, limit)
-    for order, _ in ordered_chunks(np.concatenate([NO_KEYS, *keys])):  # all of a network is in one
+    for order, _ in ordered_chunks(_keys_of(words, masks)):  # all of a network is in one
         rows = _gather(words, order).view(ROW).reshape(-1)
         if where is not None:
             rows = take(rows, np.flatnonzero(where(rows)))
