@@ -47,7 +47,10 @@ class Export:
             await asyncio.to_thread(self.export.window_closed, together(*rows), (number - 1) * 10.0, number * 10.0, {0: 7})
 
     async def idle(self):
-        while self.cache.due:
+        while True:
+            async with self.reading:  # nobody is taking from the cache, half done
+                if not self.cache.due:
+                    return
             await asyncio.sleep(0)
 
 
