@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -249,6 +250,10 @@ def test_the_child_imports_what_it_needs_and_nothing_from_where_it_stands(
 def test_a_compiler_that_dies(datapath: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bcc.py").write_text("import os, sys; sys.stderr.write('out of memory'); sys.stderr.flush(); os.kill(os.getpid(), 9)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     with pytest.raises(KernelError) as raised:
         loader.load(datapath.build)
     assert "out of memory" in raised.value.hint
+    assert not list(scratch.iterdir())

@@ -16,7 +16,6 @@ import re
 import shutil
 import sys
 import sysconfig
-import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -58,24 +57,23 @@ def _places(code: bytes, names: dict[int, str], mark: int) -> tuple[list[tuple[i
 
 def _compile(request: dict) -> tuple[dict, bytes]:
     directory = Path(request["directory"])
-    with tempfile.TemporaryDirectory(prefix="xdpmond-") as scratch:
-        os.environ["BCC_KERNEL_SOURCE"] = str(_shim(directory, Path(scratch)))
-        try:
-            from bcc import BPF
-        except ImportError as error:
-            raise KernelError(f"BCC cannot be imported: {error}", hint="install the package python3-bpfcc") from None
-        multiarch = sysconfig.get_config_var("MULTIARCH") or "x86_64-linux-gnu"
-        flags = ["-D__LINUX_BPF_H__", f"-I/usr/include/{multiarch}", f"-I{directory}", "-Werror=implicit-function-declaration", "-g0"]
-        try:
-            module = BPF(text=_source(directory, request["source"]), cflags=flags + request["defines"])
-        except Exception as error:  # bcc raises bare Exception; clang has written its reasons to our standard error
-            raise KernelError(f"the packet path does not compile: {error}") from None
-        maps = {name: module[name].map_fd for name in request["maps"]}
-        names = {fd: name for name, fd in maps.items()}
-        code = module.dump_func(request["program"])
-        loads, marks = _places(code, names, request["mark"])
-        definitions = {name: libbpf.map_info(fd) for name, fd in maps.items()}
-        return {"maps": definitions, "size": len(code), "loads": loads, "marks": marks}, code
+    os.environ["BCC_KERNEL_SOURCE"] = str(_shim(directory, Path(request["scratch"])))
+    try:
+        from bcc import BPF
+    except ImportError as error:
+        raise KernelError(f"BCC cannot be imported: {error}", hint="install the package python3-bpfcc") from None
+    multiarch = sysconfig.get_config_var("MULTIARCH") or "x86_64-linux-gnu"
+    flags = ["-D__LINUX_BPF_H__", f"-I/usr/include/{multiarch}", f"-I{directory}", "-Werror=implicit-function-declaration", "-g0"]
+    try:
+        module = BPF(text=_source(directory, request["source"]), cflags=flags + request["defines"])
+    except Exception as error:  # bcc raises bare Exception; clang has written its reasons to our standard error
+        raise KernelError(f"the packet path does not compile: {error}") from None
+    maps = {name: module[name].map_fd for name in request["maps"]}
+    names = {fd: name for name, fd in maps.items()}
+    code = module.dump_func(request["program"])
+    loads, marks = _places(code, names, request["mark"])
+    definitions = {name: libbpf.map_info(fd) for name, fd in maps.items()}
+    return {"maps": definitions, "size": len(code), "loads": loads, "marks": marks}, code
 
 
 def main() -> NoReturn:

@@ -238,10 +238,13 @@ def compile_code(build: Build, directory: Path) -> Code:
     places = [str(Path(__file__).parents[2]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
     command = [sys.executable, "-P", "-m", "xdpmond.kernel.compile"]
+    import tempfile  # for this alone, which most starts do without
+
     try:
-        child = subprocess.run(
-            command, input=json.dumps(request).encode(), capture_output=True, timeout=_COMPILE_TIMEOUT, env=environment, check=False
-        )
+        # Made here, so that it goes also when the child is killed.
+        with tempfile.TemporaryDirectory(prefix="xdpmond-") as scratch:
+            asked = json.dumps(request | {"scratch": scratch}).encode()
+            child = subprocess.run(command, input=asked, capture_output=True, timeout=_COMPILE_TIMEOUT, env=environment, check=False)
     except subprocess.TimeoutExpired:
         raise KernelError(f"the compiler child gave no answer in {_COMPILE_TIMEOUT:.0f} s") from None
     except OSError as error:
