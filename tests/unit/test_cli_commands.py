@@ -808,6 +808,9 @@ def test_status_says_when_monitor_lets_denied_sources_in(fake: FakeDaemon) -> No
     lines = screen(fake)
     assert lines[0] == "MONITOR  nothing is dropped; 1.50 k packets of denied sources were let in"
     assert any("xdpmonctl mode enforce --confirm 60s" in line for line in lines)
+    # Refused there, since it would drop the answers to this host's own connections too.
+    fake.status["default"] = "deny"
+    assert not any("xdpmonctl mode enforce" in line for line in screen(fake))
 
 
 def test_status_repeats_the_warnings_of_the_configuration(fake: FakeDaemon) -> None:

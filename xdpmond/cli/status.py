@@ -341,7 +341,9 @@ class Screen:
         if fields.value(document, "last_reload", "ok") is False:
             found.append(("xdpmonctl check-config", "what is wrong with the files"))
         denied = fields.number(document, "totals", "denied_passed", "packets")
-        if self._attached and fields.text(document, "mode") == "monitor" and denied:
+        # With default = "deny" that would also drop the answers to this host's own connections, and is refused.
+        enforceable = fields.text(document, "default") != "deny"
+        if self._attached and fields.text(document, "mode") == "monitor" and denied and enforceable:
             found.append(("xdpmonctl mode enforce --confirm 60s", "drop what is denied; undone unless confirmed"))
         for talker in fields.rows(document, "top"):
             source = fields.text(talker, "source")
