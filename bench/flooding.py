@@ -24,7 +24,7 @@ class Flood:
 
     def __init__(self, at: Stage, daemon: Daemon):
         self._namespace = at.namespace
-        self._tallies = daemon.descriptor("map-tallies")
+        self._cpus = daemon.descriptor("map-cpu")
         ifindex = within(at.namespace, socket.if_nametoindex, "front")
         self._vary = Vary(Family.IPV4, None, daemon.descriptor("prog-xdpmond"), ifindex)
 
@@ -59,9 +59,9 @@ class Flood:
 
     def tallies(self) -> dict[str, int]:
         """Events by what became of them in the packet path, since the start."""
-        value = np.zeros(libbpf.possible_cpus(), abi.TALLIES)
-        libbpf.lookup(self._tallies, np.zeros(1, "u4"), value)
-        return {name: int(value[f"events_{name}"].sum()) for name in ("made", "ring_full", "over_budget", "merged")}
+        value = np.zeros(libbpf.possible_cpus(), abi.CPU)
+        libbpf.lookup(self._cpus, np.zeros(1, "u4"), value)
+        return {name: int(value["tallies"][f"events_{name}"].sum()) for name in ("made", "ring_full", "over_budget", "merged")}
 
 
 @contextmanager

@@ -10,7 +10,7 @@
 #ifndef XDPMOND_ABI_H
 #define XDPMOND_ABI_H
 
-#define XM_ABI_VERSION 3
+#define XM_ABI_VERSION 4
 
 #define XM_MAX_SLOTS 16       /* interfaces watched at once */
 #define XM_WAYS 4             /* talkers in a set */
@@ -29,13 +29,17 @@
 #define XM_SKETCH_REGISTERS 2048 /* a power of two */
 #define XM_SKETCH_OVERALL 8    /* cells of a family for all its sources, a power of two */
 #define XM_SKETCH_PAIRS 120    /* of cells, for IPv4 and IPv6, for the sources on single ports */
-#define XM_SKETCH_CELLS (2 * XM_SKETCH_OVERALL + 2 * XM_SKETCH_PAIRS)
-#define XM_SKETCH_ICMP 24576   /* element of the map `sketched` with which ICMP begins; TCP, UDP and SCTP have 65536 / 8 each before it */
-#define XM_SKETCHED (XM_SKETCH_ICMP + 64)
+#define XM_SKETCH_CELLS (2 * XM_SKETCH_OVERALL + 2 * XM_SKETCH_PAIRS) /* a power of two */
+#define XM_SKETCH_ICMP (3 * 65536) /* byte of the map `sketched` with which ICMP begins; TCP, UDP and SCTP have 65536 each before it */
+#define XM_SKETCHED (XM_SKETCH_ICMP + 512)
 #define XM_LOCALS 16384       /* addresses that this host may have */
 #define XM_TOPS 65536
 #define XM_TOP_DEEPER 4        /* IPv6: longer prefixes lie under this /16 */
 #define XM_LINK_MARK 0x584d4c48 /* stands in the program text where the daemon writes how frames start: see has_ethernet */
+#define XM_VALUE_MARK 0x584d5641 /* and the upper half of what stands where it writes the address of a map's one value: see xm_value_of */
+
+/* Maps of one value whose address is in the instructions: a lookup would cost twelve more, and the registers that a call takes. */
+enum xm_value { XM_VALUE_CONTROL, XM_VALUE_POLICY, XM_VALUE_PORTS, XM_VALUE_SKETCHES, XM_VALUE_SKETCHED, XM_VALUE_SAMPLER };
 
 enum xm_class {
 	XM_CLASS_OTHER,
@@ -84,7 +88,7 @@ enum xm_anomaly {
 	XM_ANOMALIES = 16
 };
 
-/* Flags of a port, eight bits each, packed eight ports to an element of the map `ports`. */
+/* Flags of a port, a byte each in the map `ports`. */
 #define XM_PORT_TCP_LISTENS 1
 #define XM_PORT_UDP_LISTENS 2
 #define XM_PORT_TCP_FAILSAFE 4
@@ -103,7 +107,7 @@ struct xm_slot {
 	u8 pad[2];
 };
 
-/* Element 0 of the map `control`: all that the daemon tells the packet path. Written by the daemon alone. */
+/* The map `control`: all that the daemon tells the packet path. Written by the daemon alone. */
 struct xm_control {
 	u64 seed[4];          /* secret multipliers of the hashes, odd */
 	u64 event_interval;   /* ns */
@@ -207,7 +211,7 @@ struct xm_rule_count {
  * even number and one for those of odd: the cells for all sources of IPv4, those of IPv6, then the pairs for ports. Raised by the packet path
  * of all CPUs; the daemon zeroes a half when it has read it, before the window that will write to it begins.
  *
- * The map `sketched` tells which port has a pair: a byte for each, eight to an element, the pair's number plus one. Written by the daemon.
+ * The map `sketched` tells which port has a pair: a byte for each, the pair's number plus one. Written by the daemon.
  */
 struct xm_sketch {
 	u8 registers[XM_SKETCH_REGISTERS];
@@ -262,7 +266,7 @@ struct xm_address {
 	u32 family; /* enum xm_family */
 };
 
-/* Per CPU, element 0 of the map `tallies`. Written by the packet path alone; they only grow. */
+/* Per CPU. Written by the packet path alone; they only grow. */
 struct xm_tallies {
 	struct xm_count sourced;      /* packets with a readable source: the total of the books */
 	struct xm_count evicted;      /* counts of talkers that lost their entry before they were read */
@@ -276,11 +280,45 @@ struct xm_tallies {
 	u64 anomaly[XM_ANOMALIES];
 };
 
-/* Per CPU, element 0 of the map `budget`. */
+/* Per CPU: events of the running second. */
 struct xm_budget {
 	u64 began;    /* of this second: ns of CLOCK_MONOTONIC */
 	u32 spent;    /* events made in it */
 	u32 unknown;  /* of these, for sources not known before */
+};
+
+/*
+ * What is known of a packet. The fields that most packets have are two words, which are written whole. It is in a map, not on the stack: the
+ * verifier then forgets what it knew of each field, and the paths through the parser meet.
+ */
+struct xm_packet {
+	u64 source[2]; /* network byte order; IPv4 in the first 4 bytes */
+	u64 destination[2];
+	u8 has_ports;
+	u8 tcp_flags;
+	u8 protocol;
+	u8 family;     /* enum xm_family */
+	u8 class;      /* enum xm_class */
+	u8 essential;  /* enum xm_essential of parse.h */
+	u8 fragment;   /* 1: part of a fragmented packet, first or later */
+	u8 later;      /* 1: no transport header here */
+	u16 destination_port;
+	u16 source_port;
+	u16 vlan;
+	u16 icmp;      /* type of ICMP or ICMPv6, plus one; 0: none was read */
+	u32 left;      /* bytes of the IP packet from the cursor on, by the header's own word */
+	u32 ip_size;   /* of the whole IP packet by its own word, 0 if it does not say: where flows are on */
+	u16 link;      /* bytes before the IP header: where flows are on */
+	u8 icmp_code;
+	u8 hop_limit;
+	u32 pad;
+};
+
+/* Per CPU, element 0 of the map `cpu`. */
+struct xm_cpu {
+	struct xm_tallies tallies;
+	struct xm_budget budget;
+	struct xm_packet packet; /* under way */
 };
 
 /*
@@ -332,6 +370,8 @@ _Static_assert(sizeof(struct xm_flow_set) == 512, "xm_flow_set");
 _Static_assert(sizeof(struct xm_address) == 20, "xm_address");
 _Static_assert(sizeof(struct xm_tallies) == 232, "xm_tallies");
 _Static_assert(sizeof(struct xm_budget) == 16, "xm_budget");
+_Static_assert(sizeof(struct xm_packet) == 64, "xm_packet");
+_Static_assert(sizeof(struct xm_cpu) == 312, "xm_cpu");
 _Static_assert(sizeof(struct xm_sampler) == 32, "xm_sampler");
 _Static_assert(sizeof(struct xm_event) == 64, "xm_event");
 

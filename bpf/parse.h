@@ -14,6 +14,8 @@
 #include <uapi/linux/ip.h>
 #include <uapi/linux/ipv6.h>
 
+#include "abi.h"
+
 #define XM_VLAN_DEPTH 2
 #define XM_EXTENSION_DEPTH 8 /* RFC 8200, section 4.1 names seven in order; AH may stand among them */
 
@@ -39,29 +41,8 @@ struct xm_cursor {
 	void *at;
 	void *end;
 	u64 *anomalies; /* this CPU's counts, by enum xm_anomaly */
-};
-
-/* Lives in a per-CPU map, not on the stack: the verifier then forgets what it knew of each field, and the paths through the parser meet. */
-struct xm_packet {
-	u64 source[2]; /* network byte order; IPv4 in the first 4 bytes */
-	u64 destination[2];
-	u32 left;      /* bytes of the IP packet from the cursor on, by the header's own word */
-	u32 link;      /* bytes before the IP header, and of the whole IP packet by its own word, 0 if it does not say: where flows are on */
-	u32 ip_size;
-	u16 source_port;
-	u16 destination_port;
-	u16 vlan;
-	u16 icmp;      /* type of ICMP or ICMPv6, plus one; 0: none was read */
-	u8 icmp_code;
-	u8 family;
-	u8 protocol;
-	u8 class;
-	u8 hop_limit;
-	u8 has_ports;
-	u8 tcp_flags;
-	u8 fragment;   /* 1: part of a fragmented packet, first or later */
-	u8 later;      /* 1: no transport header here */
-	u8 essential;
+	u64 vlan;       /* id of the outer tag, or XM_VLAN_NONE */
+	u64 link;       /* bytes before the IP header */
 };
 
 #define xm_odd(cursor, what) ((cursor)->anomalies[what] += 1)
@@ -74,8 +55,13 @@ struct xm_vlan {
 	__be16 next;
 };
 
-/* Returns the EtherType behind the link header and up to two tags, in host byte order, or -1. */
-static __always_inline int xm_parse_link(struct xm_cursor *c, struct xm_packet *p)
+static __always_inline bool xm_is_tag(int type)
+{
+	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
+}
+
+/* Returns the EtherType behind the link header and up to two tags, in network byte order, or -1. */
+static __always_inline int xm_parse_link(struct xm_cursor *c)
 {
 	struct ethhdr *eth = c->at;
 	if ((void *)(eth + 1) > c->end) {
@@ -83,22 +69,22 @@ static __always_inline int xm_parse_link(struct xm_cursor *c, struct xm_packet *
 		return -1;
 	}
 	c->at = eth + 1;
-	u16 type = bpf_ntohs(eth->h_proto);
+	int type = *(u16 *)((void *)eth + __builtin_offsetof(struct ethhdr, h_proto)); /* the struct is packed, and would be read byte by byte */
 #pragma unroll
 	for (int depth = 0; depth < XM_VLAN_DEPTH; depth++) {
-		if (type != ETH_P_8021Q && type != ETH_P_8021AD)
-			break;
+		if (!xm_is_tag(type))
+			return type;
 		struct xm_vlan *tag = c->at;
 		if ((void *)(tag + 1) > c->end) {
 			xm_odd(c, XM_ANOMALY_SHORT_FRAME);
 			return -1;
 		}
 		if (depth == 0)
-			p->vlan = bpf_ntohs(tag->tci) & 0x0fff;
-		type = bpf_ntohs(tag->next);
+			c->vlan = bpf_ntohs(tag->tci) & 0x0fff;
+		type = tag->next;
 		c->at = tag + 1;
 	}
-	if (type == ETH_P_8021Q || type == ETH_P_8021AD) {
+	if (xm_is_tag(type)) {
 		xm_odd(c, XM_ANOMALY_VLAN_DEPTH);
 		return -1;
 	}
@@ -309,16 +295,90 @@ static __always_inline u8 xm_class_of(u8 protocol)
 	}
 }
 
-/* Parse from the IP header on. `type` is the EtherType. */
+/* The two words of a packet's common fields. */
+#define XM_WORD_KIND (__builtin_offsetof(struct xm_packet, has_ports) / 8)
+#define XM_WORD_PORTS (__builtin_offsetof(struct xm_packet, destination_port) / 8)
+#define XM_WORD_SIZES (__builtin_offsetof(struct xm_packet, left) / 8)
+#define XM_KIND(family, protocol, class) (1 | (u64)(protocol) << 16 | (u64)(family) << 24 | (u64)(class) << 32)
+#define XM_PLAIN_BYTES 14 /* of the transport header: those up to the flags of TCP */
+
+/* The end of the two functions below. `ports` is the first word of the transport header, and `answer` what it is in an answer of DHCP. */
+static __always_inline bool xm_parse_plain_ports(struct xm_cursor *c, struct xm_packet *p, void *transport, u8 protocol, u64 family, u32 answer,
+						 u64 ip_size)
+{
+	u64 *word = (u64 *)p;
+	u64 ports = *(u32 *)transport;
+	if (protocol == IPPROTO_TCP)
+		word[XM_WORD_KIND] = XM_KIND(family, IPPROTO_TCP, XM_CLASS_TCP) | (u64) * (u8 *)(transport + 13) << 8;
+	else if (protocol == IPPROTO_UDP && ports != answer)
+		word[XM_WORD_KIND] = XM_KIND(family, IPPROTO_UDP, XM_CLASS_UDP);
+	else
+		return false;
+	word[XM_WORD_PORTS] = (u64)bpf_ntohl(ports) | c->vlan << 32;
+#ifdef XM_FLOWS
+	word[XM_WORD_SIZES] = ip_size << 32;
+	word[XM_WORD_SIZES + 1] = c->link;
+#endif
+	return true;
+}
+
+/*
+ * What most packets are: IPv4 without options, no fragment, TCP or UDP, and nothing odd. False: it is something else. The functions above come
+ * to the same, with three times as many instructions.
+ */
+static __always_inline bool xm_parse_plain4(struct xm_cursor *c, struct xm_packet *p)
+{
+	struct iphdr *ip = c->at;
+	if ((void *)(ip + 1) + XM_PLAIN_BYTES > c->end)
+		return false;
+	u64 begin = *(u32 *)ip;
+	u64 total = bpf_ntohs((u16)(begin >> 16));
+	if ((begin & 0xff) != 0x45 || total < sizeof(*ip) + XM_PLAIN_BYTES || ip->frag_off & bpf_htons(0x3fff))
+		return false;
+	if (!xm_parse_plain_ports(c, p, ip + 1, ip->protocol, XM_FAMILY_IPV4, bpf_htonl(XM_DHCP_SERVER << 16 | XM_DHCP_CLIENT), total))
+		return false;
+	p->source[0] = ip->saddr;
+	p->source[1] = 0;
+	p->destination[0] = ip->daddr;
+	p->destination[1] = 0;
+	return true;
+}
+
+static __always_inline bool xm_parse_plain6(struct xm_cursor *c, struct xm_packet *p)
+{
+	struct ipv6hdr *ip = c->at;
+	if ((void *)(ip + 1) + XM_PLAIN_BYTES > c->end)
+		return false;
+	u64 payload = bpf_ntohs(ip->payload_len);
+	if ((*(u8 *)ip & 0xf0) != 0x60 || payload < XM_PLAIN_BYTES)
+		return false;
+	if (!xm_parse_plain_ports(c, p, ip + 1, ip->nexthdr, XM_FAMILY_IPV6, bpf_htonl(XM_DHCPV6_SERVER << 16 | XM_DHCPV6_CLIENT),
+				  payload + sizeof(*ip)))
+		return false;
+	p->source[0] = *(u64 *)&ip->saddr;
+	p->source[1] = *((u64 *)&ip->saddr + 1);
+	p->destination[0] = *(u64 *)&ip->daddr;
+	p->destination[1] = *((u64 *)&ip->daddr + 1);
+	return true;
+}
+
+/* Parse from the IP header on. `type` is the EtherType in network byte order. */
 static __always_inline void xm_parse_network(struct xm_cursor *c, struct xm_packet *p, int type)
 {
+	if (type == bpf_htons(ETH_P_IP) ? xm_parse_plain4(c, p) : type == bpf_htons(ETH_P_IPV6) && xm_parse_plain6(c, p))
+		return;
+	__builtin_memset(p, 0, sizeof(*p));
+	p->vlan = c->vlan;
+#ifdef XM_FLOWS
+	p->link = c->link;
+#endif
 	int protocol = -1;
 	p->class = XM_CLASS_NON_IP;
-	if (type == ETH_P_IP)
+	if (type == bpf_htons(ETH_P_IP))
 		protocol = xm_parse_ipv4(c, p);
-	else if (type == ETH_P_IPV6)
+	else if (type == bpf_htons(ETH_P_IPV6))
 		protocol = xm_parse_ipv6(c, p);
-	else if (type == ETH_P_ARP)
+	else if (type == bpf_htons(ETH_P_ARP))
 		p->class = XM_CLASS_ARP;
 	if (p->family)
 		p->class = xm_class_of(p->protocol);

@@ -14,7 +14,6 @@
 
 #include "abi.h"
 
-BPF_F_TABLE("array", u32, struct xm_policy, policy, 2, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct xm_line, lines, 2, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct xm_bucket4, buckets4, 2, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct xm_bucket6, buckets6, 2, BPF_F_MMAPABLE);

@@ -10,10 +10,24 @@
  * two shifts each time.
  */
 #include "abi.h"
+
+/* A map of one value, which is used by its address. What it really holds, and how large it is, the daemon says. */
+#define XM_ONE_VALUE(name, flags) BPF_F_TABLE("array", u32, u64, name, 1, flags)
+#define xm_value_of(number)                                                                            \
+	({                                                                                             \
+		void *value;                                                                           \
+		asm volatile("%0 = %1 ll" : "=r"(value) : "i"((u64)XM_VALUE_MARK << 32 | (number))); \
+		value;                                                                                 \
+	})
+
 #include "parse.h"
 #include "policy.h"
 
-BPF_F_TABLE("array", u32, struct xm_control, control, 1, BPF_F_MMAPABLE);
+XM_ONE_VALUE(control, BPF_F_MMAPABLE);
+XM_ONE_VALUE(policy, BPF_F_MMAPABLE);
+XM_ONE_VALUE(ports, BPF_F_MMAPABLE);
+XM_ONE_VALUE(sketches, BPF_F_MMAPABLE);
+XM_ONE_VALUE(sketched, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct xm_ledger, ledger, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct xm_rule_count, rules, 1, BPF_F_MMAPABLE);
 #ifdef XM_FLOWS
@@ -21,18 +35,13 @@ BPF_F_TABLE("array", u32, struct xm_flow_set, talkers, 1, BPF_F_MMAPABLE);
 #else
 BPF_F_TABLE("array", u32, struct xm_set, talkers, 1, BPF_F_MMAPABLE);
 #endif
-BPF_F_TABLE("array", u32, u64, ports, 65536 / 8, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct xm_sketch, sketches, 1, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, u64, sketched, XM_SKETCHED, BPF_F_MMAPABLE);
 BPF_PERCPU_ARRAY(totals, struct xm_count, XM_TOTAL_CELLS);
-BPF_PERCPU_ARRAY(tallies, struct xm_tallies, 1);
-BPF_PERCPU_ARRAY(packet, struct xm_packet, 1);
+BPF_PERCPU_ARRAY(cpu, struct xm_cpu, 1);
 #ifdef XM_LOCAL
 BPF_F_TABLE("hash", struct xm_address, u8, locals, XM_LOCALS, BPF_F_NO_PREALLOC);
 #endif
 #ifdef XM_EVENTS
-BPF_PERCPU_ARRAY(budget, struct xm_budget, 1);
-BPF_ARRAY(sampler, struct xm_sampler, XM_SAMPLER_CELLS);
+XM_ONE_VALUE(sampler, 0);
 BPF_RINGBUF_OUTPUT(events, 1);
 #endif
 
@@ -52,10 +61,10 @@ static __always_inline u64 mix(u64 hash, u64 word, u64 multiplier)
 }
 
 /* A sender who does not know the seed cannot aim at a set of the talker table. `tail` tells what the talker is beside its source. */
-static __always_inline u64 hash_talker(const struct xm_control *ctl, const struct xm_packet *p, u32 tail)
+static __always_inline u64 hash_talker(const struct xm_control *ctl, const struct xm_packet *p, u64 tail)
 {
 	if (p->family == XM_FAMILY_IPV4)
-		return mix(ctl->seed[0], (u64)tail << 32 | (u32)p->source[0], ctl->seed[1]);
+		return mix(ctl->seed[0], tail << 32 | p->source[0], ctl->seed[1]);
 	u64 hash = mix(ctl->seed[0], p->source[0], ctl->seed[1]);
 	hash = mix(hash, p->source[1], ctl->seed[2]);
 	return mix(hash, tail, ctl->seed[3]);
@@ -68,9 +77,7 @@ static __always_inline u64 hash_flow(const struct xm_control *ctl, const struct 
 
 static __always_inline u8 port_flags(u16 port)
 {
-	u32 cell = port >> 3;
-	u64 *flags = ports.lookup(&cell);
-	return flags ? (u8)(*flags >> ((port & 7) * 8)) : 0;
+	return ((u8 *)xm_value_of(XM_VALUE_PORTS))[port];
 }
 
 /* The port that a talker is kept under: an ephemeral port that nobody listens on is folded with its like, or each answer to this host's
@@ -181,16 +188,17 @@ static __always_inline void roll(struct xm_entry *entry, u32 window)
 
 /* Enter a rank in the register of a cell. Shared by all CPUs, without a lock: of two that raise one register at once the larger rank may be
    lost, and the sketch is then as if that source had not come, which is far within its error. */
-static __always_inline void raise(u32 cell, u32 place, u8 rank)
+static __always_inline void raise(u64 cell, u64 place, u8 rank)
 {
-	struct xm_sketch *sketch = sketches.lookup(&cell);
-	if (sketch && sketch->registers[place & (XM_SKETCH_REGISTERS - 1)] < rank)
-		sketch->registers[place & (XM_SKETCH_REGISTERS - 1)] = rank;
+	struct xm_sketch *sketch = xm_value_of(XM_VALUE_SKETCHES);
+	u8 *held = &sketch[cell & (2 * XM_SKETCH_CELLS - 1)].registers[place & (XM_SKETCH_REGISTERS - 1)];
+	if (*held < rank)
+		*held = rank;
 }
 
 /* Enter the source in the sketches of its family and of the port in `tail`, if that has one. Needed once in a window for each talker, which
    is when it gets its entry or is the first time heard in it; a packet without an entry may be the first of its source. */
-static __always_inline void sketch_source(const struct xm_control *ctl, const struct xm_packet *p, u32 tail)
+static __always_inline void sketch_source(const struct xm_control *ctl, const struct xm_packet *p, u64 tail)
 {
 	u64 hash = mix(mix(mix(ctl->seed[3], p->source[0], ctl->seed[1]), p->source[1], ctl->seed[2]), p->family, ctl->seed[0]);
 	/* Zeros from the top until a bit is set, plus one; the lowest 14 bits choose the register, and one in their place ends the count. */
@@ -202,26 +210,24 @@ static __always_inline void sketch_source(const struct xm_control *ctl, const st
 	ones |= ones >> 16;
 	ones |= ones >> 32;
 	u8 rank = 51 - __builtin_popcountll(ones);
-	u32 half = (*(volatile u32 *)&ctl->window & 1) * XM_SKETCH_CELLS;
-	u32 family = p->family == XM_FAMILY_IPV6;
+	u64 half = (*(volatile u32 *)&ctl->window & 1) * XM_SKETCH_CELLS;
+	u64 family = p->family == XM_FAMILY_IPV6;
 	raise(half + family * XM_SKETCH_OVERALL + ((hash / XM_SKETCH_REGISTERS) & (XM_SKETCH_OVERALL - 1)), hash, rank);
 
-	u32 port = (u16)tail;
-	u32 of = p->protocol == IPPROTO_TCP ? 0 : p->protocol == IPPROTO_UDP ? 1 : p->protocol == XM_PROTOCOL_SCTP ? 2 : 3;
-	u32 element = of * (65536 / 8) + port / 8;
-	u64 *pairs = sketched.lookup(&element);
-	u32 pair = pairs ? *pairs >> ((port & 7) * 8) & 0xff : 0;
+	u64 of = p->protocol == IPPROTO_TCP ? 0 : p->protocol == IPPROTO_UDP ? 1 : p->protocol == XM_PROTOCOL_SCTP ? 2 : 3;
+	u64 place = of * 65536 + (u16)tail;
+	u64 pair = place < XM_SKETCHED ? ((u8 *)xm_value_of(XM_VALUE_SKETCHED))[place] : 0;
 	if (pair)
 		raise(half + 2 * XM_SKETCH_OVERALL + 2 * (pair - 1) + family, hash, rank);
 }
 
 /* The first set of this CPU's slice, and the two sets that a talker may be in. */
-static __always_inline u32 slice_of(const struct xm_control *ctl)
+static __always_inline u64 slice_of(const struct xm_control *ctl)
 {
-	return bpf_get_smp_processor_id() * (ctl->talker_mask + 1);
+	return (u64)bpf_get_smp_processor_id() * ((u64)ctl->talker_mask + 1);
 }
 
-static __always_inline struct xm_entry_set *set_of(const struct xm_control *ctl, u32 slice, u64 hash, int choice)
+static __always_inline struct xm_entry_set *set_of(const struct xm_control *ctl, u64 slice, u64 hash, int choice)
 {
 	u32 index = slice + ((choice ? hash >> 42 : hash ^ hash >> 48) & ctl->talker_mask);
 	return talkers.lookup(&index);
@@ -244,54 +250,81 @@ enum xm_seen {
 	XM_SEEN_NOW,
 };
 
-/* Counts the packet in this CPU's slice of the table; `hash` is that of the talker or flow. It is in one of two sets, so that a table which is
-   half full turns hardly anybody away. */
-static __always_inline enum xm_seen account_talker(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies,
-						   struct xm_entry_set *home, u32 slice, u32 tail, u64 hash, const struct xm_more *more,
-						   u64 size, u32 now)
+static __always_inline struct xm_entry *find_talker(struct xm_entry_set *set, const struct xm_packet *p, u64 tail, const struct xm_more *more)
 {
-	u32 window = *(volatile u32 *)&ctl->window;
-	bool reading = *(volatile u32 *)&ctl->read_window != window - 1;
-	bool syn = (p->tcp_flags & (XM_TCP_SYN | XM_TCP_ACK)) == XM_TCP_SYN;
+#pragma unroll
+	for (int way = 0; way < XM_WAYS; way++) {
+		struct xm_entry *entry = &set->way[way];
+		const struct xm_talker *t = xm_talker_of(entry);
+		const u64 *key = (const u64 *)t;
+		/* Port, protocol and family as one word. */
+		if (key[0] == p->source[0] && key[1] == p->source[1] && *(const u32 *)&t->port == tail && flow_is(entry, p, more))
+			return entry;
+	}
+	return 0;
+}
 
-	struct xm_entry *old = 0;
-	u32 victim_age = 0;
+/* The entry that makes room: that which was silent longest; 0 if all have what the daemon has still to read. */
+static __always_inline struct xm_entry *oldest_talker(const struct xm_control *ctl, struct xm_entry_set *home, struct xm_entry_set *other,
+						      u32 window, u32 now)
+{
+	bool reading = *(volatile u32 *)&ctl->read_window != window - 1;
+	struct xm_entry *oldest = 0;
+	u32 oldest_age = 0;
 #pragma unroll
 	for (int choice = 0; choice < 2; choice++) {
-		struct xm_entry_set *set = choice ? set_of(ctl, slice, hash, choice) : home;
+		struct xm_entry_set *set = choice ? other : home;
 		if (!set)
 			break;
 #pragma unroll
 		for (int way = 0; way < XM_WAYS; way++) {
-			struct xm_entry *entry = &set->way[way];
-			struct xm_talker *t = xm_talker_of(entry);
-			u64 *key = (u64 *)t;
-			/* Port, protocol and family are the low half of the third word, which is compared; the window is the high half. */
-			if (key[0] == p->source[0] && key[1] == p->source[1] && (key[2] ^ tail) << 32 == 0 && flow_is(entry, p, more)) {
-				enum xm_seen seen = XM_SEEN_NOW;
-				if (t->window != window) {
-					roll(entry, window);
-					seen = XM_SEEN_BEFORE;
-				}
-				if (t->packets[0] == 0xffffffff) {
-					add(&tallies->untracked, size);
-					return seen;
-				}
-				t->packets[0] += 1;
-				t->bytes[0] += size;
-				t->syns[0] += syn;
-				t->last_seen = now;
-				flow_count(entry, p, more);
-				return seen;
-			}
+			const struct xm_talker *t = xm_talker_of(&set->way[way]);
 			/* One that was silent for a whole window goes like one that is free. */
 			u32 age = t->family && window - t->window <= 1 ? now - t->last_seen + 1 : 0xffffffff;
-			if (age > victim_age && !(reading && keeps_closed(t, window))) {
-				old = entry;
-				victim_age = age;
+			if (age > oldest_age && !(reading && keeps_closed(t, window))) {
+				oldest = &set->way[way];
+				oldest_age = age;
 			}
 		}
 	}
+	return oldest;
+}
+
+/* Counts the packet in this CPU's slice of the table; `hash` is that of the talker or flow. It is in one of two sets, so that a table which is
+   half full turns hardly anybody away. */
+static __always_inline enum xm_seen account_talker(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies,
+						   struct xm_entry_set *home, u64 slice, u64 tail, u64 hash, const struct xm_more *more,
+						   u64 size, u32 now)
+{
+	u32 window = *(volatile u32 *)&ctl->window;
+	bool syn = (p->tcp_flags & (XM_TCP_SYN | XM_TCP_ACK)) == XM_TCP_SYN;
+	struct xm_entry_set *other = 0;
+	struct xm_entry *entry = find_talker(home, p, tail, more);
+	if (!entry) {
+		other = set_of(ctl, slice, hash, 1);
+		if (other)
+			entry = find_talker(other, p, tail, more);
+	}
+	if (entry) {
+		struct xm_talker *t = xm_talker_of(entry);
+		enum xm_seen seen = XM_SEEN_NOW;
+		if (t->window != window) {
+			roll(entry, window);
+			seen = XM_SEEN_BEFORE;
+		}
+		if (t->packets[0] == 0xffffffff) {
+			add(&tallies->untracked, size);
+			return seen;
+		}
+		t->packets[0] += 1;
+		t->bytes[0] += size;
+		if (syn)
+			t->syns[0] += 1;
+		t->last_seen = now;
+		flow_count(entry, p, more);
+		return seen;
+	}
+	struct xm_entry *old = oldest_talker(ctl, home, other, window, now);
 	if (!old) {
 		add(&tallies->untracked, size);
 		return XM_SEEN_NEVER;
@@ -340,13 +373,12 @@ static __always_inline bool to_this_host(const struct xm_packet *p)
 }
 
 #ifdef XM_EVENTS
-static __always_inline void sample_event(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies, u64 hash,
-					 u64 now_ns, u64 size, u64 slot, u64 outcome, bool known)
+static __always_inline void sample_event(const struct xm_control *ctl, struct xm_cpu *of_cpu, u64 hash, u64 now_ns, u64 size, u64 slot,
+					 u64 outcome, bool known)
 {
-	u32 zero = 0;
-	struct xm_budget *b = budget.lookup(&zero);
-	if (!b)
-		return;
+	const struct xm_packet *p = &of_cpu->packet;
+	struct xm_tallies *tallies = &of_cpu->tallies;
+	struct xm_budget *b = &of_cpu->budget;
 	if (now_ns - b->began >= 1000000000) {
 		b->began = now_ns;
 		b->spent = 0;
@@ -360,10 +392,7 @@ static __always_inline void sample_event(const struct xm_control *ctl, const str
 	}
 	/* The hash is that of the talker; its lower bits chose a set of the talker table. */
 	u64 tag = (hash + outcome * ctl->seed[2]) | 1;
-	u32 index = (tag >> 40) & (XM_SAMPLER_CELLS - 1);
-	struct xm_sampler *cell = sampler.lookup(&index);
-	if (!cell)
-		return;
+	struct xm_sampler *cell = (struct xm_sampler *)xm_value_of(XM_VALUE_SAMPLER) + ((tag >> 40) & (XM_SAMPLER_CELLS - 1));
 	u64 held = cell->tag;
 	u64 last = cell->last;
 	/* `last` may be of a coarse clock tick that another CPU saw before this one */
@@ -450,12 +479,21 @@ static __always_inline u64 has_ethernet(void)
 
 int xdpmond(struct xdp_md *ctx)
 {
+	/* What is a call comes first, while there is little that would have to be kept over it. */
 	u32 zero = 0;
-	const struct xm_control *ctl = control.lookup(&zero);
-	struct xm_tallies *tally = tallies.lookup(&zero);
-	struct xm_packet *p = packet.lookup(&zero);
-	if (!ctl || !tally || !p)
+	struct xm_cpu *of_cpu = cpu.lookup(&zero);
+	if (!of_cpu)
 		return XDP_PASS;
+	struct xm_tallies *tally = &of_cpu->tallies;
+	struct xm_packet *p = &of_cpu->packet;
+	const struct xm_control *ctl = xm_value_of(XM_VALUE_CONTROL);
+#ifdef XM_FRAGS
+	u64 size = bpf_xdp_get_buff_len(ctx);
+#else
+	u64 size = (long)ctx->data_end - (long)ctx->data;
+#endif
+	u64 now = bpf_ktime_get_coarse_ns();
+	u64 slice = slice_of(ctl);
 
 	u32 ifindex = ctx->ingress_ifindex;
 	const struct xm_slot *slot = 0;
@@ -472,37 +510,26 @@ int xdpmond(struct xdp_md *ctx)
 	u64 number = slot->number & (XM_MAX_SLOTS - 1);
 	bool enforce = slot->enforce;
 
-	struct xm_cursor c = {.at = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end, .anomalies = tally->anomaly};
-	__builtin_memset(p, 0, sizeof(*p));
-	p->vlan = XM_VLAN_NONE;
-#ifdef XM_FRAGS
-	u64 size = bpf_xdp_get_buff_len(ctx);
-#else
-	u64 size = c.end - c.at;
-#endif
-	void *begin = c.at;
+	void *begin = (void *)(long)ctx->data;
+	struct xm_cursor c = {.at = begin, .end = (void *)(long)ctx->data_end, .anomalies = tally->anomaly, .vlan = XM_VLAN_NONE};
 	int type = -1;
 	if (has_ethernet()) {
-		type = xm_parse_link(&c, p);
+		type = xm_parse_link(&c);
 	} else {
 		u8 *version = c.at;
 		if ((void *)(version + 1) > c.end)
 			xm_odd(&c, XM_ANOMALY_SHORT_FRAME);
 		else
-			type = *version >> 4 == 4 ? ETH_P_IP : *version >> 4 == 6 ? ETH_P_IPV6 : 0;
+			type = *version >> 4 == 4 ? bpf_htons(ETH_P_IP) : *version >> 4 == 6 ? bpf_htons(ETH_P_IPV6) : 0;
 	}
-#ifdef XM_FLOWS
-	p->link = c.at - begin;
-#endif
+	c.link = c.at - begin;
 	xm_parse_network(&c, p, type);
 
 	u64 outcome = XM_NO_SOURCE;
 	if (p->family) {
-		u32 copy = *(volatile u32 *)&ctl->policy & 1;
-		const struct xm_policy *held = policy.lookup(&copy);
-		if (!held)
-			return XDP_PASS;
-		u32 tail = talker_port(ctl, p) | (u32)p->protocol << 16 | (u32)p->family << 24;
+		u64 copy = *(volatile u32 *)&ctl->policy & 1;
+		const struct xm_policy *held = xm_value_of(XM_VALUE_POLICY) + copy * (sizeof(struct xm_policy) + 2 * XM_TOPS * sizeof(u32));
+		u64 tail = (*(u32 *)&p->has_ports & 0xffff0000) | talker_port(ctl, p); /* port, protocol, family, as in struct xm_talker */
 		u64 hash = hash_talker(ctl, p, tail);
 		struct xm_more more = {};
 		u64 entry_hash = hash;
@@ -512,15 +539,14 @@ int xdpmond(struct xdp_md *ctx)
 		more.slot = number;
 		entry_hash = hash_flow(ctl, p, hash, more.ports);
 #endif
-		u32 slice = slice_of(ctl);
 		struct xm_entry_set *home = set_of(ctl, slice, entry_hash, 0);
-		if (home)
-			touch_talker(home);
+		if (!home)
+			return XDP_PASS;
+		touch_talker(home);
 		u64 code = p->family == XM_FAMILY_IPV4 ? xm_verdict4(ctl, held, bpf_ntohl((u32)p->source[0]))
 						       : xm_verdict6(ctl, held, bpf_ntohll(p->source[0]), bpf_ntohll(p->source[1]));
 		outcome = decide(p, code, held->default_verdict, enforce);
 		more.outcome = outcome;
-		u64 now = bpf_ktime_get_coarse_ns();
 		add(&tally->sourced, size);
 		enum xm_seen seen = XM_SEEN_NEVER;
 		if (to_this_host(p)) {
@@ -533,7 +559,7 @@ int xdpmond(struct xdp_md *ctx)
 #ifdef XM_EVENTS
 		bool reported = outcome != XM_ALLOWED && outcome != XM_DEFAULT_ALLOWED && outcome != XM_ESSENTIAL_PASSED;
 		if (reported)
-			sample_event(ctl, p, tally, hash, now, size, number, outcome, seen != XM_SEEN_NEVER);
+			sample_event(ctl, of_cpu, hash, now, size, number, outcome, seen != XM_SEEN_NEVER);
 #endif
 	}
 	u32 cell = ((number * XM_FAMILIES + p->family) * XM_CLASSES + p->class) * XM_OUTCOMES + outcome;

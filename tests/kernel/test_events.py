@@ -33,7 +33,8 @@ def reportable(datapath: Harness) -> int:
 
 def waiting(datapath: Harness) -> int:
     """Suppressed packets that no event has told yet."""
-    _, cells = libbpf.lookup_batches(datapath.loaded.maps["sampler"], np.dtype("u4"), abi.SAMPLER)
+    cells = np.zeros(abi.SAMPLER_CELLS, abi.SAMPLER)
+    assert libbpf.lookup(datapath.loaded.maps["sampler"], np.zeros(1, "u4"), cells)
     return int(cells["suppressed"].sum())
 
 
@@ -68,9 +69,11 @@ class Book:
 @pytest.fixture
 def book(datapath: Harness) -> Book:
     """With an empty sampler and an unspent budget."""
-    cpus = datapath.build.cpus
-    libbpf.update_batch(datapath.loaded.maps["sampler"], np.arange(abi.SAMPLER_CELLS, dtype="u4"), np.zeros(abi.SAMPLER_CELLS, abi.SAMPLER))
-    libbpf.update_batch(datapath.loaded.maps["budget"], np.zeros(1, "u4"), np.zeros((1, cpus), abi.BUDGET))
+    libbpf.update(datapath.loaded.maps["sampler"], np.zeros(1, "u4"), np.zeros(abi.SAMPLER_CELLS, abi.SAMPLER))
+    of_cpus = np.zeros(datapath.build.cpus, abi.CPU)
+    assert libbpf.lookup(datapath.loaded.maps["cpu"], np.zeros(1, "u4"), of_cpus)
+    of_cpus["budget"] = 0
+    libbpf.update(datapath.loaded.maps["cpu"], np.zeros(1, "u4"), of_cpus)
     return Book(datapath)
 
 

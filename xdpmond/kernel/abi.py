@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import sketches
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 MAX_SLOTS = 16
 WAYS = 4
 PORT_NONE = 0
@@ -30,12 +30,13 @@ SKETCH_REGISTERS = sketches.REGISTERS
 SKETCH_OVERALL = sketches.OVERALL_CELLS
 SKETCH_PAIRS = sketches.PORT_PAIRS
 SKETCH_CELLS = sketches.CELLS
-SKETCH_ICMP = 24576
-SKETCHED = SKETCH_ICMP + 64
+SKETCH_ICMP = 3 * 65536
+SKETCHED = SKETCH_ICMP + 512
 LOCALS = 16384
 TOPS = 65536
 TOP_DEEPER = 4
 LINK_MARK = 0x584D4C48
+VALUE_MARK = 0x584D5641
 
 CLASSES = 8
 FAMILIES = 3
@@ -59,6 +60,17 @@ PORT_TCP_LISTENS = 1
 PORT_UDP_LISTENS = 2
 PORT_TCP_FAILSAFE = 4
 PORT_UDP_FAILSAFE = 8
+
+
+class Value(enum.IntEnum):
+    """enum xm_value: maps whose one value the program is given by its address."""
+
+    CONTROL = 0
+    POLICY = 1
+    PORTS = 2
+    SKETCHES = 3
+    SKETCHED = 4
+    SAMPLER = 5
 
 
 class Anomaly(enum.IntEnum):
@@ -132,6 +144,15 @@ TALLIES = np.dtype(
     ]
 )  # fmt: skip
 BUDGET = np.dtype([("began", "u8"), ("spent", "u4"), ("unknown", "u4")])
+PACKET = np.dtype(
+    [
+        ("source", "u8", 2), ("destination", "u8", 2), ("has_ports", "u1"), ("tcp_flags", "u1"), ("protocol", "u1"), ("family", "u1"),
+        ("class", "u1"), ("essential", "u1"), ("fragment", "u1"), ("later", "u1"), ("destination_port", "u2"), ("source_port", "u2"),
+        ("vlan", "u2"), ("icmp", "u2"), ("left", "u4"), ("ip_size", "u4"), ("link", "u2"), ("icmp_code", "u1"), ("hop_limit", "u1"),
+        ("pad", "u4"),
+    ]
+)  # fmt: skip
+CPU = np.dtype([("tallies", TALLIES), ("budget", BUDGET), ("packet", PACKET)])
 SAMPLER = np.dtype([("tag", "u8"), ("last", "u8"), ("suppressed", "u8"), ("pad", "u8")])
 EVENT = np.dtype(
     [
@@ -145,5 +166,5 @@ STRUCTS = {
     "xm_count": COUNT, "xm_slot": SLOT, "xm_control": CONTROL, "xm_ledger_half": LEDGER_HALF, "xm_ledger": LEDGER, "xm_step": STEP,
     "xm_policy": POLICY, "xm_line": LINE, "xm_bucket4": BUCKET4_TYPE, "xm_node": NODE, "xm_bucket6": BUCKET6_TYPE,
     "xm_rule_count": RULE_COUNT, "xm_sketch": SKETCH, "xm_talker": TALKER, "xm_set": SET, "xm_flow": FLOW, "xm_flow_set": FLOW_SET,
-    "xm_address": ADDRESS, "xm_tallies": TALLIES, "xm_budget": BUDGET, "xm_sampler": SAMPLER, "xm_event": EVENT,
+    "xm_address": ADDRESS, "xm_tallies": TALLIES, "xm_budget": BUDGET, "xm_packet": PACKET, "xm_cpu": CPU, "xm_sampler": SAMPLER, "xm_event": EVENT,
 }  # fmt: skip

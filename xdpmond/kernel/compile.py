@@ -43,16 +43,22 @@ def _source(directory: Path, name: str) -> str:
     return "\n".join(lines)
 
 
-def _places(code: bytes, names: dict[int, str], mark: int) -> tuple[list[tuple[int, str]], list[int]]:
-    """Where the instructions load a map's address, and of which map; and where they have the mark."""
-    loads, marks = [], []
-    for at in range(0, len(code), 8):
+def _places(code: bytes, names: dict[int, str], request: dict) -> dict[str, list]:
+    """Where the instructions load a map, or the address of a map's one value, and of which map; and where they ask how frames start."""
+    loads, values, marks = [], [], []
+    at = 0
+    while at < len(code):
         immediate = int.from_bytes(code[at + 4 : at + 8], "little")
-        if code[at] == _LOAD_IMMEDIATE_64 and code[at + 1] >> 4 == _BPF_PSEUDO_MAP_FD:
-            loads.append((at, names[immediate]))
-        elif code[at] == _MOVE_IMMEDIATE_64 and immediate == mark:
+        if code[at] == _LOAD_IMMEDIATE_64:
+            if code[at + 1] >> 4 == _BPF_PSEUDO_MAP_FD:
+                loads.append((at, names[immediate]))
+            elif int.from_bytes(code[at + 12 : at + 16], "little") == request["value_mark"]:
+                values.append((at, request["values"][immediate]))
+            at += 8  # it has two places
+        elif code[at] == _MOVE_IMMEDIATE_64 and immediate == request["mark"]:
             marks.append(at)
-    return loads, marks
+        at += 8
+    return {"loads": loads, "values": values, "marks": marks}
 
 
 def _compile(request: dict) -> tuple[dict, bytes]:
@@ -71,9 +77,8 @@ def _compile(request: dict) -> tuple[dict, bytes]:
     maps = {name: module[name].map_fd for name in request["maps"]}
     names = {fd: name for name, fd in maps.items()}
     code = module.dump_func(request["program"])
-    loads, marks = _places(code, names, request["mark"])
     definitions = {name: libbpf.map_info(fd) for name, fd in maps.items()}
-    return {"maps": definitions, "size": len(code), "loads": loads, "marks": marks}, code
+    return {"maps": definitions, "size": len(code), **_places(code, names, request)}, code
 
 
 def main() -> NoReturn:

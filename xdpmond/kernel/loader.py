@@ -21,7 +21,7 @@ from typing import Protocol
 from ..config import Config, Destination
 from ..errors import KernelError
 from . import abi, libbpf
-from .tables import POLICY_MAPS, SMALLEST_POLICY, PolicySize, Table, make, policy_tables, tables
+from .tables import POLICY_MAPS, SMALLEST_POLICY, VALUES, PolicySize, Table, make, policy_tables, tables
 
 ETHERNET, IP = "xdpmond", "xdpmond_ip"
 """The programs: for links with an Ethernet header, and for links whose frames start with the IP header."""
@@ -92,6 +92,9 @@ class Build:
         return int.from_bytes(digest.digest()[:8], "little")
 
 
+_BPF_PSEUDO_MAP_VALUE = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Code:
     """The instructions of which both programs are made, and what in them is only known when one is loaded."""
@@ -100,7 +103,9 @@ class Code:
     frags: bool
     text: bytes
     loads: Sequence[tuple[int, str]]
-    """Where a map's address is loaded: offset in bytes, name of the map."""
+    """Where a map is loaded: offset in bytes, name of the map."""
+    values: Sequence[tuple[int, str]]
+    """Where the address of a map's one value is loaded: likewise."""
     marks: Sequence[int]
     """Where it is asked how frames start: offset in bytes."""
 
@@ -109,19 +114,23 @@ class Code:
         instructions = bytearray(self.text)
         for at, of in self.loads:
             instructions[at + 4 : at + 8] = maps[of].to_bytes(4, "little")
+        for at, of in self.values:
+            instructions[at + 1] |= _BPF_PSEUDO_MAP_VALUE << 4
+            instructions[at + 4 : at + 8] = maps[of].to_bytes(4, "little")
+            instructions[at + 12 : at + 16] = bytes(4)  # from the value's beginning
         for at in self.marks:
             instructions[at + 4 : at + 8] = int(name == ETHERNET).to_bytes(4, "little")
         return libbpf.load_xdp(bytes(instructions), name, frags=self.frags)
 
     def is_loaded(self, programs: Mapping[str, int], maps: Mapping[str, int]) -> bool:
         """Are these programs, made of this text, on these maps? The text is taken on trust."""
-        ids = {libbpf.map_id(maps[of]) for _, of in self.loads}
+        ids = {libbpf.map_id(maps[of]) for _, of in (*self.loads, *self.values)}
         known = {ETHERNET} <= set(programs) <= {ETHERNET, IP}
         return known and all(libbpf.program_maps(fd) == ids for fd in programs.values())
 
     def pack(self) -> bytes:
         """As bytes, which begin with a digest of the rest."""
-        head = {"identity": self.identity, "frags": self.frags, "loads": self.loads, "marks": self.marks}
+        head = {"identity": self.identity, "frags": self.frags, "loads": self.loads, "values": self.values, "marks": self.marks}
         packed = json.dumps(head).encode() + b"\n" + self.text
         return hashlib.sha256(packed).hexdigest().encode() + b"\n" + packed
 
@@ -134,7 +143,7 @@ class Code:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             line, _, text = packed.partition(b"\n")
             head = json.loads(line)
-            return cls(head["identity"], head["frags"], text, head["loads"], head["marks"])
+            return cls(head["identity"], head["frags"], text, head["loads"], head["values"], head["marks"])
         return None
 
     def keep(self) -> int:
@@ -233,7 +242,7 @@ def kept_policy_size(maps: Mapping[str, int]) -> PolicySize | None:
 def compile_code(build: Build, directory: Path) -> Code:
     """Compile in a child. Raises KernelError with what clang said."""
     request = {"directory": str(directory), "source": "xdpmond.bpf.c", "defines": build.defines, "maps": build.maps, "program": ETHERNET,
-               "mark": abi.LINK_MARK}  # fmt: skip
+               "mark": abi.LINK_MARK, "value_mark": abi.VALUE_MARK, "values": VALUES}  # fmt: skip
     # The child finds this package where we found it, installed or not; and nothing in the working directory, which "" would name.
     places = [str(Path(__file__).parents[2]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
@@ -258,14 +267,14 @@ def compile_code(build: Build, directory: Path) -> Code:
         raise KernelError(answer["error"], hint=answer["hint"] or _telling_lines(said))
     for name, table in (build.tables | policy_tables(SMALLEST_POLICY)).items():
         type_, key_size, value_size, _, flags = answer["maps"][name]
-        # clang knows of the policy's struct alone, without the array at its end.
-        expected = abi.POLICY.itemsize if name == "policy" else table.value_size
+        # Of a map with one value clang knows a word alone.
+        expected = 8 if name in VALUES else table.value_size
         if (type_, key_size, value_size, flags) != (table.type, table.key_size, expected, table.flags):
             said = f"the map {name} is {answer['maps'][name]} in the sources, and {tuple(table)} here"
             raise KernelError(said, hint="is the package whole?")
     if not answer["marks"] or len(text) != answer["size"]:
         raise KernelError("the compiler child's answer is not whole")
-    return Code(build.identity(directory), build.frags, text, answer["loads"], answer["marks"])
+    return Code(build.identity(directory), build.frags, text, answer["loads"], answer["values"], answer["marks"])
 
 
 def _end(status: int) -> str:

@@ -207,8 +207,9 @@ class Counters:
 
     def tallies(self) -> Tallies:
         """struct xm_tallies summed over the CPUs."""
-        value = np.zeros(self._cpus, abi.TALLIES)
-        libbpf.lookup(self._maps["tallies"], np.zeros(1, "u4"), value)
+        cpus = np.zeros(self._cpus, abi.CPU)
+        libbpf.lookup(self._maps["cpu"], np.zeros(1, "u4"), cpus)
+        value = cpus["tallies"]
 
         def count(name: str) -> Count:
             return Count(int(value[name]["packets"].sum()), int(value[name]["bytes"].sum()))

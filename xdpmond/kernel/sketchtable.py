@@ -38,7 +38,7 @@ class SketchTable:
         """`window` is the running one, and `reading` says whether the one before it waits to be read."""
         memory = map_memory(maps["sketches"], 2 * CELLS * REGISTERS, write=True)
         self._halves = np.frombuffer(memory, "u1", 2 * CELLS * REGISTERS).reshape(2, CELLS, REGISTERS)
-        self._pairs = np.frombuffer(map_memory(maps["sketched"], 8 * abi.SKETCHED, write=True), "u1", 8 * abi.SKETCHED)
+        self._pairs = np.frombuffer(map_memory(maps["sketched"], abi.SKETCHED, write=True), "u1", abi.SKETCHED)
         # What the last process left. Since when it is so, is not known: in this window, what is said of single ports may be too little.
         self._since = {int(place): window for place in np.flatnonzero(self._pairs)}
         used = {int(self._pairs[place]) - 1 for place in self._since}

@@ -41,6 +41,9 @@ POLICY_BYTES = abi.POLICY.itemsize + 2 * abi.TOPS * 4
 
 POLICY_MAPS = ("policy", "lines", "buckets4", "buckets6")
 
+VALUES = tuple(of.name.lower() for of in abi.Value)
+"""Maps of one value, whose address stands in the instructions: see xm_value in bpf/abi.h."""
+
 
 def _array(kind: np.dtype, entries: int) -> Table:
     return Table(ARRAY, 4, kind.itemsize, entries, MMAPABLE)
@@ -49,7 +52,7 @@ def _array(kind: np.dtype, entries: int) -> Table:
 def policy_tables(size: PolicySize) -> dict[str, Table]:
     """The maps that hold the policy, twice."""
     return {
-        "policy": Table(ARRAY, 4, POLICY_BYTES, 2, MMAPABLE),
+        "policy": Table(ARRAY, 4, 2 * POLICY_BYTES, 1, MMAPABLE),
         "lines": _array(abi.LINE, 2 * size.lines),
         "buckets4": _array(abi.BUCKET4_TYPE, 2 * size.buckets4),
         "buckets6": _array(abi.BUCKET6_TYPE, 2 * size.buckets6),
@@ -63,26 +66,20 @@ def tables(*, cpus: int, sets: int, rule_cells: int, ring_bytes: int, local: boo
         "ledger": _array(abi.LEDGER, 1),
         "rules": _array(abi.RULE_COUNT, 1 + rule_cells),  # the first one is no rule: see rulecounts
         "talkers": _array(abi.FLOW_SET if flows else abi.SET, cpus * sets),
-        "ports": Table(ARRAY, 4, 8, 65536 // 8, MMAPABLE),
-        "sketches": _array(abi.SKETCH, 2 * abi.SKETCH_CELLS),
-        "sketched": Table(ARRAY, 4, 8, abi.SKETCHED, MMAPABLE),
+        "ports": Table(ARRAY, 4, 65536, 1, MMAPABLE),
+        "sketches": Table(ARRAY, 4, 2 * abi.SKETCH_CELLS * abi.SKETCH.itemsize, 1, MMAPABLE),
+        "sketched": Table(ARRAY, 4, abi.SKETCHED, 1, MMAPABLE),
         "totals": Table(PERCPU_ARRAY, 4, abi.COUNT.itemsize, abi.TOTAL_CELLS, 0),
-        "tallies": Table(PERCPU_ARRAY, 4, abi.TALLIES.itemsize, 1, 0),
-        "packet": Table(PERCPU_ARRAY, 4, PACKET_SIZE, 1, 0),
+        "cpu": Table(PERCPU_ARRAY, 4, abi.CPU.itemsize, 1, 0),
     }
     if local:
         found["locals"] = Table(HASH, abi.ADDRESS.itemsize, 1, abi.LOCALS, NO_PREALLOC)
     if ring_bytes:
         found |= {
-            "budget": Table(PERCPU_ARRAY, 4, abi.BUDGET.itemsize, 1, 0),
-            "sampler": Table(ARRAY, 4, abi.SAMPLER.itemsize, abi.SAMPLER_CELLS, 0),
+            "sampler": Table(ARRAY, 4, abi.SAMPLER_CELLS * abi.SAMPLER.itemsize, 1, 0),
             "events": Table(RINGBUF, 0, 0, ring_bytes, 0),
         }
     return found
-
-
-PACKET_SIZE = 64
-"""sizeof(struct xm_packet) of bpf/parse.h, which nobody but the packet path reads."""
 
 
 def make(name: str, table: Table) -> int:
