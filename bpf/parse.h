@@ -70,6 +70,8 @@ static __always_inline int xm_parse_link(struct xm_cursor *c)
 	}
 	c->at = eth + 1;
 	int type = *(u16 *)((void *)eth + __builtin_offsetof(struct ethhdr, h_proto)); /* the struct is packed, and would be read byte by byte */
+	if (type == bpf_htons(ETH_P_IP) || type == bpf_htons(ETH_P_IPV6))
+		return type;
 #pragma unroll
 	for (int depth = 0; depth < XM_VLAN_DEPTH; depth++) {
 		if (!xm_is_tag(type))

@@ -166,5 +166,6 @@ STRUCTS = {
     "xm_count": COUNT, "xm_slot": SLOT, "xm_control": CONTROL, "xm_ledger_half": LEDGER_HALF, "xm_ledger": LEDGER, "xm_step": STEP,
     "xm_policy": POLICY, "xm_line": LINE, "xm_bucket4": BUCKET4_TYPE, "xm_node": NODE, "xm_bucket6": BUCKET6_TYPE,
     "xm_rule_count": RULE_COUNT, "xm_sketch": SKETCH, "xm_talker": TALKER, "xm_set": SET, "xm_flow": FLOW, "xm_flow_set": FLOW_SET,
-    "xm_address": ADDRESS, "xm_tallies": TALLIES, "xm_budget": BUDGET, "xm_packet": PACKET, "xm_cpu": CPU, "xm_sampler": SAMPLER, "xm_event": EVENT,
+    "xm_address": ADDRESS, "xm_tallies": TALLIES, "xm_budget": BUDGET, "xm_packet": PACKET, "xm_cpu": CPU,
+    "xm_sampler": SAMPLER, "xm_event": EVENT,
 }  # fmt: skip
