@@ -191,6 +191,7 @@ static __always_inline void roll(struct xm_entry *entry, u32 window)
 static __always_inline void raise(u64 cell, u64 place, u8 rank)
 {
 	struct xm_sketch *sketch = xm_value_of(XM_VALUE_SKETCHES);
+	asm volatile("" : "+r"(cell)); /* clang knows that it is small and would leave out the mask, which the verifier of kernel 6.1 needs */
 	u8 *held = &sketch[cell & (2 * XM_SKETCH_CELLS - 1)].registers[place & (XM_SKETCH_REGISTERS - 1)];
 	if (*held < rank)
 		*held = rank;
