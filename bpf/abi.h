@@ -20,11 +20,10 @@
 #define XM_SAMPLER_CELLS 16384 /* a power of two */
 #define XM_SEARCH_STEPS 16     /* room for the depths of IPv6 nodes, 2 to 15 */
 #define XM_SEARCH_ROUNDS 4     /* a binary search among them ends in so many */
-#define XM_BUCKET4 8           /* references in a bucket */
+#define XM_BUCKET4 7           /* references in a bucket */
 #define XM_BUCKET6 5           /* nodes in a bucket */
 #define XM_DISPLACED 3         /* what does not fit in its bucket is in one of so many after it */
-#define XM_REF_LINE (1ULL << 38)
-#define XM_REF_USED_SHIFT 39   /* a reference in use has this bit, and its key or depth above it */
+#define XM_REF_KEY_SHIFT 40    /* from here on a reference tells what it belongs to */
 #define XM_REF_DEEPER (1ULL << 44) /* IPv6: there are deeper nodes under this one */
 #define XM_SKETCH_REGISTERS 2048 /* a power of two */
 #define XM_SKETCH_OVERALL 8    /* cells of a family for all its sources, a power of two */
@@ -33,7 +32,7 @@
 #define XM_SKETCH_ICMP (3 * 65536) /* byte of the map `sketched` with which ICMP begins; TCP, UDP and SCTP have 65536 each before it */
 #define XM_SKETCHED (XM_SKETCH_ICMP + 512)
 #define XM_LOCALS 16384       /* addresses that this host may have */
-#define XM_TOPS 65536
+#define XM_TOPS 65536         /* IPv6: all /16 */
 #define XM_TOP_DEEPER 4        /* IPv6: longer prefixes lie under this /16 */
 #define XM_LINK_MARK 0x584d4c48 /* stands in the program text where the daemon writes how frames start: see has_ethernet */
 #define XM_VALUE_MARK 0x584d5641 /* and the upper half of what stands where it writes the address of a map's one value: see xm_value_of */
@@ -57,8 +56,8 @@ enum xm_family { XM_FAMILY_OTHER, XM_FAMILY_IPV4, XM_FAMILY_IPV6, XM_FAMILIES };
 
 enum xm_verdict { XM_VERDICT_ALLOW = 1, XM_VERDICT_LOG, XM_VERDICT_DENY };
 
-/* What the policy says of an address, in two bits. In an IPv4 line, DEEPER stands for a /24 that has a reference of its own. */
-enum xm_code { XM_CODE_NONE, XM_CODE_ALLOW, XM_CODE_DENY, XM_CODE_DEEPER };
+/* What the policy says of an address, in two bits. In a reference, LINE says that the codes stand in a line. */
+enum xm_code { XM_CODE_NONE, XM_CODE_ALLOW, XM_CODE_DENY, XM_CODE_LINE };
 
 enum xm_outcome {
 	XM_NO_SOURCE,
@@ -152,10 +151,9 @@ struct xm_step {
 };
 
 /*
- * Begins an element of the map `policy`: a copy of the policy, and where its parts are. Behind it stand 2 * XM_TOPS u32, not in the struct since
- * clang takes long over large ones. The first half is, by the first 16 bits of an address, the code of
- * prefixes of up to 16 bits, and above it the index of the line for those of 17 to 24, if there are longer ones at all; line 0 is never used.
- * the other half is for IPv6: the code, and XM_TOP_DEEPER. Written by the daemon alone, while packets look into the other copy.
+ * Begins an element of the map `policy`: a copy of the policy, and where its parts are. Behind it stand XM_TOPS u32, not in the struct since
+ * clang takes long over large ones: by the first 16 bits of an IPv6 address the code of prefixes of up to 16 bits, and XM_TOP_DEEPER. The top
+ * of IPv4 is the copy's first lines. Written by the daemon alone, while packets look into the other copy.
  */
 struct xm_policy {
 	u32 default_verdict; /* enum xm_verdict, for addresses whose code is XM_CODE_NONE */
@@ -165,8 +163,9 @@ struct xm_policy {
 	u32 first6;
 	u32 mask6;
 	u32 root;            /* the step to begin with */
-	u32 pad;
+	u32 shift4;          /* an IPv4 address >> this is its place in the top */
 	struct xm_step steps[XM_SEARCH_STEPS];
+	u64 deeper4[4];      /* a bit for each IPv4 /8: it has references */
 };
 
 /* Codes of 256 neighbours, of two bits each, the lowest first. */
@@ -175,12 +174,15 @@ struct xm_line {
 };
 
 /*
- * A reference tells the codes of 256 neighbours: bits 0 to 1 are the code, unless the place lies in a range. Bits 2 to 3, 4 to 11 and 12 to
- * 19 are code, first place and number of further places of one range, bits 20 to 37 of another, which goes before the one. With XM_REF_LINE,
- * bits 0 to 31 are the index of a line instead. IPv4: the first 24 bits of the address stand from bit 40 on.
+ * A reference tells the codes of 256 neighbours. Those in which `place & mask` is `first` are in a range, of which there are two: bits 0 to 7
+ * and 8 to 15 are first and mask of one, bits 16 to 31 those of the other. Bits 32 to 39 are four codes: of a place that is in both, in the
+ * other one alone, in the one alone, and in none. XM_CODE_LINE says that bits 0 to 31 are the index of a line instead.
+ *
+ * IPv4: the first 24 bits of the address stand from bit 40 on.
  */
 struct xm_bucket4 {
 	u64 ref[XM_BUCKET4];
+	u64 away; /* how many belong here, but were put into the other bucket that they may be in */
 };
 
 /* `high` and `low` are the first `depth` bytes of the address in host byte order, zeros behind; the depth stands from bit 40 of `ref` on. */
@@ -356,7 +358,7 @@ _Static_assert(sizeof(struct xm_count) == 16, "xm_count");
 _Static_assert(sizeof(struct xm_slot) == 8, "xm_slot");
 _Static_assert(sizeof(struct xm_control) == 200, "xm_control");
 _Static_assert(sizeof(struct xm_ledger) == 96, "xm_ledger");
-_Static_assert(sizeof(struct xm_policy) == 96, "xm_policy");
+_Static_assert(sizeof(struct xm_policy) == 128, "xm_policy");
 _Static_assert(sizeof(struct xm_line) == 64, "xm_line fills a cache line");
 _Static_assert(sizeof(struct xm_bucket4) == 64, "xm_bucket4 fills a cache line");
 _Static_assert(sizeof(struct xm_bucket6) == 128, "xm_bucket6 fills two cache lines");

@@ -2,10 +2,11 @@
 /*
  * What the policy says of a source: the verdict of the longest prefix that covers it.
  *
- * IPv4 takes one step a level: an array of all /16, a line of 256 codes for the /24 within one, and for the addresses within a /24 that has
- * prefixes of its own a reference in a hash of buckets. IPv6 begins alike with an array of all /16; below it, prefixes of up to 8 (d + 1)
- * bits hang on a node that is known by its first d bytes, and the deepest node there is answers. Which one that is, is found by a binary
- * search over the depths in use: who put a node in put one on each depth that the search visits on its way there.
+ * IPv4 has a top of two-bit codes for blocks of equal size, and in a hash of buckets a reference for each /24 of which more is to be said than
+ * the top can. Where both stand follows from the address alone, so neither read waits for the other. IPv6 begins with an array of all /16;
+ * below it, prefixes of up to 8 (d + 1) bits hang on a node that is known by its first d bytes, and the deepest node there is answers. Which
+ * one that is, is found by a binary search over the depths in use: who put a node in put one on each depth that the search visits on its
+ * way there.
  *
  * xdpmond/kernel/verdicts.py writes what is read here.
  */
@@ -25,76 +26,68 @@ BPF_F_TABLE("array", u32, struct xm_bucket6, buckets6, 2, BPF_F_MMAPABLE);
 		asm volatile("%0 = *(u64 *)(%1 + 0)" : "=r"(ignored) : "r"(at));           \
 	} while (0)
 
-/* All ones if x is 0, else 0. The barrier keeps clang from making a branch of it, which would be guessed wrong as often as sources change. */
+/* All ones if x, which is below 2^63, is 0, else 0. The barrier keeps clang from making a branch of it, which would be guessed wrong as often
+   as sources change. */
 static __always_inline u64 xm_if_zero(u64 x)
 {
-	u64 negative = -x;
-	asm volatile("" : "+r"(negative));
-	return ((x | negative) >> 63) - 1;
+	s64 less = x - 1;
+	asm volatile("" : "+r"(less));
+	return less >> 63;
 }
 
 /* The array behind the struct. */
-static __always_inline u32 xm_top(const struct xm_policy *held, u32 index)
+static __always_inline u64 xm_top6(const struct xm_policy *held, u64 index)
 {
 	return ((const u32 *)(held + 1))[index];
 }
 
-static __always_inline u64 xm_code(u64 word, u32 place)
+/* The code of place 0 to 255 in a line. */
+static __always_inline u64 xm_line_code(const struct xm_policy *held, u64 index, u64 place)
 {
-	return word >> (2 * (place & 31)) & 3;
+	u32 at = held->first_line + index;
+	struct xm_line *line = lines.lookup(&at);
+	return line ? line->codes[place >> 5 & 7] >> (2 * place & 62) & 3 : XM_CODE_NONE;
 }
 
-/* The code of an address in a line. */
-static __always_inline u64 xm_line_code(const struct xm_policy *held, u32 index, u32 byte)
+/* The code of place 0 to 255 of a reference: a lane of 16 bits for each range, whose eighth bit is then set if the place is not in it. */
+static __always_inline u64 xm_reference_code(const struct xm_policy *held, u64 ref, u64 place)
 {
-	index += held->first_line;
-	struct xm_line *line = lines.lookup(&index);
-	return line ? xm_code(line->codes[byte >> 5 & 7], byte) : XM_CODE_NONE;
+	u64 outside = ((place * 0x10001 ^ ref) & ref >> 8 & 0xff00ff) + 0xff00ff;
+	u64 code = ref >> 32 >> ((outside >> 7 & 2) | (outside >> 22 & 4)) & 3;
+	return code == XM_CODE_LINE ? xm_line_code(held, (u32)ref, place) : code;
 }
 
-/* The code of the 256 places of a reference at `byte`: three codes written out, or a line. */
-static __always_inline u64 xm_reference_code(const struct xm_policy *held, u64 ref, u32 byte)
+/* The reference of a /24 in a bucket, 0 if it is not there. */
+static __always_inline u64 xm_in_bucket4(const struct xm_bucket4 *bucket, u64 key)
 {
-	if (ref & XM_REF_LINE)
-		return xm_line_code(held, (u32)ref, byte);
-	u64 code = ref & 3;
-	if (((byte - (u32)(ref >> 4)) & 0xff) <= (ref >> 12 & 0xff))
-		code = ref >> 2 & 3;
-	if (((byte - (u32)(ref >> 22)) & 0xff) <= (ref >> 30 & 0xff))
-		code = ref >> 20 & 3;
-	return code;
+	u64 ref = 0;
+#pragma unroll
+	for (int i = 0; i < XM_BUCKET4; i++)
+		ref |= bucket->ref[i] & xm_if_zero(bucket->ref[i] >> XM_REF_KEY_SHIFT ^ key);
+	return ref;
 }
 
 static __always_inline u64 xm_verdict4(const struct xm_control *ctl, const struct xm_policy *held, u32 address)
 {
-	u32 top = xm_top(held, address >> 16);
-	u32 index = top >> 2;
-	if (!index)
-		return top & 3;
-	u32 bucket = ((address >> 8) * ctl->seed[0]) >> 32;
-	u32 home = held->first4 + (bucket & held->mask4);
-	struct xm_bucket4 *likely = buckets4.lookup(&home);
-	if (likely)
-		xm_touch(likely);
-	u64 code = xm_line_code(held, index, address >> 8 & 0xff);
-	if (code == XM_CODE_DEEPER) {
-		u64 key = (u64)(address >> 8) << 1 | 1;
-		u64 ref = 0;
-#pragma unroll
-		for (int displaced = 0; displaced <= XM_DISPLACED; displaced++) {
-			u32 at = held->first4 + ((bucket + displaced) & held->mask4);
-			struct xm_bucket4 *b = buckets4.lookup(&at);
-			if (!b)
-				break;
-#pragma unroll
-			for (int i = 0; i < XM_BUCKET4; i++)
-				ref |= b->ref[i] & xm_if_zero(b->ref[i] >> XM_REF_USED_SHIFT ^ key);
-			if (ref)
-				break;
-		}
-		code = xm_reference_code(held, ref, address & 0xff);
+	u64 place = (u64)address >> (held->shift4 & 31);
+	u64 top = xm_line_code(held, place >> 8, place & 0xff);
+	if (!(held->deeper4[address >> 30] >> (address >> 24 & 63) & 1))
+		return top;
+	u64 key = address >> 8;
+	u64 hash = key * ctl->seed[0];
+	u32 home = held->first4 + (hash >> 32 & held->mask4);
+	struct xm_bucket4 *bucket = buckets4.lookup(&home);
+	if (!bucket)
+		return top;
+	u64 ref = xm_in_bucket4(bucket, key);
+	if (bucket->away && !ref) {
+		u32 other = held->first4 + ((hash >> 32) + (hash >> 57 | 1) & held->mask4);
+		bucket = buckets4.lookup(&other);
+		if (bucket)
+			ref = xm_in_bucket4(bucket, key);
 	}
-	return code ? code : top & 3;
+	u64 code = xm_reference_code(held, ref, address & 0xff);
+	return code | (top & xm_if_zero(code));
 }
 
 static __always_inline u64 xm_leading(u64 word, u32 bytes)
@@ -116,7 +109,6 @@ static __always_inline u64 xm_node6(const struct xm_control *ctl, const struct x
 	hash = (hash ^ hash >> 32 ^ low) * ctl->seed[1];
 	u32 bucket = hash >> 32;
 	bucket ^= bucket >> 16; /* the upper bits of `low` reach the upper bits alone */
-	u64 tag = (u64)depth << 1 | 1;
 #pragma unroll
 	for (int displaced = 0; displaced <= XM_DISPLACED; displaced++) {
 		u32 at = held->first6 + ((bucket + displaced) & held->mask6);
@@ -125,7 +117,7 @@ static __always_inline u64 xm_node6(const struct xm_control *ctl, const struct x
 			break;
 #pragma unroll
 		for (int i = 0; i < XM_BUCKET6; i++) {
-			if (b->node[i].high == high && b->node[i].low == low && (b->node[i].ref >> XM_REF_USED_SHIFT & 31) == tag)
+			if (b->node[i].high == high && b->node[i].low == low && (b->node[i].ref >> XM_REF_KEY_SHIFT & 15) == depth)
 				ref = b->node[i].ref;
 		}
 		/* A bucket is filled in order: what would not fit is in the next one. */
@@ -137,7 +129,7 @@ static __always_inline u64 xm_node6(const struct xm_control *ctl, const struct x
 
 static __always_inline u64 xm_verdict6(const struct xm_control *ctl, const struct xm_policy *held, u64 high, u64 low)
 {
-	u32 top = xm_top(held, XM_TOPS + (high >> 48));
+	u64 top = xm_top6(held, high >> 48);
 	u64 code = top & 3;
 	if (!(top & XM_TOP_DEEPER))
 		return code;

@@ -16,10 +16,10 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
-from xdpmond.kernel import abi, libbpf, verdicts
+from xdpmond.kernel import abi, libbpf, loader, verdicts
 from xdpmond.kernel.maps import wait_for_packets_under_way
 from xdpmond.kernel.rules import PolicyTable, PolicyTooLarge
-from xdpmond.kernel.tables import PolicySize, make, policy_tables
+from xdpmond.kernel.tables import SMALLEST_POLICY, PolicySize, make, policy_tables
 from xdpmond.model import Family, Outcome, Prefix, Verdict
 
 from .harness import EXAMPLES, ROUNDS, Guns, Harness
@@ -142,11 +142,15 @@ def test_changes_point_by_point(enforcing: Harness, data: st.DataObject, seed: i
         check_lookups(enforcing, policy, [*neighbours(touched + others, source), *STRANGERS])
 
 
-@SETTINGS
+@pytest.mark.parametrize("bits", verdicts.TOP_BITS)
+@settings(SETTINGS, max_examples=EXAMPLES // 5)
 @given(policy=st.dictionaries(networks(), VERDICTS, min_size=1, max_size=30), data=st.data())
-def test_what_was_changed_is_as_if_built_anew(policy: dict[Prefix, Verdict], data: st.DataObject) -> None:
+def test_what_was_changed_is_as_if_built_anew(
+    monkeypatch: pytest.MonkeyPatch, bits: int, policy: dict[Prefix, Verdict], data: st.DataObject
+) -> None:
     """Prefix by prefix, there and back: the same codes, references and nodes as from the beginning, wherever they lie; nothing is left."""
-    copy = scratch_copy(PolicySize(256, 64, 256))
+    monkeypatch.setattr(verdicts, "TOP_BITS", (bits,))
+    copy = scratch_copy(PolicySize(verdicts.top_lines(bits) + 256, 1024, 256))
     copy.write(verdicts.build(PlainPolicy(policy)))
     order = data.draw(st.permutations(sorted(policy)))
     left = dict(policy)
@@ -159,9 +163,10 @@ def test_what_was_changed_is_as_if_built_anew(policy: dict[Prefix, Verdict], dat
         anew.write(verdicts.build(PlainPolicy(left)))
         if sorted(anew._paths) == depths:
             assert content(copy) == content(anew)
-    assert not copy.ipv4.any() and not copy.ipv6.any() and not copy.buckets4.any()
+    top = verdicts.top_lines(bits)
+    assert not copy.lines[:top].any() and not copy.ipv6.any() and not copy.buckets4.any()
     assert set(copy.buckets6[:, 2::3].flat) <= {0, verdicts._TOMBSTONE}
-    assert sorted(copy._free_lines) == list(range(1, copy._next_line)), "a line that nobody uses was not given back"
+    assert sorted(copy._free_lines) == list(range(top, copy._next_line)), "a line that nobody uses was not given back"
     for prefix in order:
         left[prefix] = policy[prefix]
         copy.change(PlainPolicy(left), [prefix])
@@ -170,9 +175,110 @@ def test_what_was_changed_is_as_if_built_anew(policy: dict[Prefix, Verdict], dat
     assert content(copy) == content(anew)
 
 
+@pytest.fixture
+def roomy(loaded: Harness, monkeypatch: pytest.MonkeyPatch, bits: int) -> Iterator[Harness]:
+    """With a top of IPv4 of so many bits, enforcing."""
+    monkeypatch.setattr(verdicts, "TOP_BITS", (bits,))
+    size = PolicySize(verdicts.top_lines(bits) + 1024, 2048, 64)
+    harness = Harness(loaded.build, loader.load(loaded.build, policy=size, code=loaded.loaded.code))
+    monkeypatch.setattr(harness.rules, "_grace", lambda: None)
+    harness.enforce()
+    yield harness
+    harness.close()
+
+
+@pytest.mark.parametrize("bits", verdicts.TOP_BITS)
+def test_the_lengths_at_which_levels_meet(roomy: Harness, bits: int) -> None:
+    """Alone, within and beside each other, whole and point by point: the longest prefix of the top, those that are written to each /24, and
+    those within one."""
+    source = random.Random(bits)
+    lengths = sorted({bits - 1, bits, bits + 1, 23, 24, 25, 26, 31, 32})
+    policy: dict[Prefix, Verdict] = {}
+    for leading in (0x00, 0x0A, 0xFF):
+        inner = leading << 24 | source.getrandbits(24)
+        for length in lengths:
+            for number in (inner, source.getrandbits(24) | leading << 24, leading << 24, leading << 24 | 0xFFFFFF):
+                masked = number >> 32 - length << 32 - length
+                policy[Prefix(Family.IPV4, masked.to_bytes(4, "big"), length)] = source.choice((Verdict.ALLOW, Verdict.DENY))
+    roomy.apply(policy, list(roomy.prefixes), whole=True)
+    assert roomy.rules._copies[roomy.control.policy_copy].head["shift4"] == 32 - bits
+    check_lookups(roomy, policy, [*neighbours(policy, source), *STRANGERS])
+    for _ in range(6):
+        changed = {prefix: source.choice((Verdict.ALLOW, Verdict.DENY)) for prefix in source.sample(sorted(policy), 3)}
+        removed = [prefix for prefix in source.sample(sorted(policy), 4) if prefix not in changed]
+        roomy.apply(changed, removed)
+        policy = {prefix: verdict for prefix, verdict in (policy | changed).items() if prefix not in removed}
+        check_lookups(roomy, policy, [*neighbours([*changed, *removed, *source.sample(sorted(policy), 5)], source), *STRANGERS])
+        for copy in roomy.rules._copies:
+            check_buckets(copy)
+
+
+def of_one_home(seed: Sequence[int], buckets: int, number: int) -> list[Prefix]:
+    """Addresses whose /24 all belong into one bucket."""
+    keys = np.arange(1 << 16, 1 << 24, dtype="u8")
+    homes, _ = verdicts._homes4(verdicts._hashes4(keys, seed), buckets)
+    found = np.random.default_rng(1).choice(keys[homes == homes[0]], number, replace=False)
+    return [Prefix(Family.IPV4, (int(key) << 8 | 9).to_bytes(4, "big"), 32) for key in found]
+
+
+def test_many_with_one_home(enforcing: Harness) -> None:
+    """More references than a bucket holds: the others are in their other buckets, from which they come and go alone."""
+    source = random.Random(4)
+    seed = [int(word) for word in enforcing.control.block["seed"]]
+    alike = of_one_home(seed, enforcing.rules.size.buckets4, 60)
+    strangers, alike = alike[50:], alike[:50]
+    for whole in (True, False):
+        enforcing.apply({}, list(enforcing.prefixes), whole=True)
+        policy = {prefix: source.choice((Verdict.ALLOW, Verdict.DENY)) for prefix in alike}
+        for at in range(0, len(alike), 50 if whole else 5):
+            enforcing.apply({prefix: policy[prefix] for prefix in alike[at : at + (50 if whole else 5)]}, whole=whole)
+        addresses = neighbours([*alike, *strangers], source)
+        check_lookups(enforcing, policy, addresses)
+        while policy:
+            gone = source.sample(sorted(policy), min(len(policy), 6))
+            enforcing.apply({}, gone)
+            policy = {prefix: verdict for prefix, verdict in policy.items() if prefix not in gone}
+            check_lookups(enforcing, policy, addresses)
+            for copy in enforcing.rules._copies:
+                check_buckets(copy)
+        assert not enforcing.rules._copies[0].buckets4.any()
+
+
+def test_too_many_with_one_home() -> None:
+    """Neither of their buckets has room; in more buckets they have."""
+    copy = scratch_copy(PolicySize(1024, 512, 64))
+    policy = dict.fromkeys(of_one_home(copy.seed, 512, 2000), Verdict.DENY)
+    built = verdicts.build(PlainPolicy(policy))
+    with pytest.raises(verdicts.DoesNotFit):
+        copy.write(built)
+    copy.write(verdicts.build(PlainPolicy({})))
+    with pytest.raises(verdicts.DoesNotFit):
+        for prefix in policy:
+            copy.change(PlainPolicy({prefix: Verdict.DENY}), [prefix])
+    check_buckets(copy)
+    assert int(copy.buckets4[:, abi.BUCKET4].sum()) > 200
+    size = built.size(copy.seed)
+    larger = scratch_copy(size)
+    larger.write(built)
+    assert size.buckets4 > 512 and len(check_buckets(larger)) == len(policy)
+
+
+def test_the_top_that_costs_least() -> None:
+    def bits(**numbers: int) -> int:
+        return verdicts.choose_top_bits({int(length[1:]): number for length, number in numbers.items()})
+
+    assert bits() == bits(_8=2, _12=1, _16=1, _24=1, _32=1) == 16
+    assert bits(_24=200_000, _32=700_000, **{f"_{length}": 12_500 for length in range(16, 24)}) == 20
+    for length in range(8, 25):
+        numbers = {length: min(1_000_000, 1 << length)}
+        chosen = verdicts.choose_top_bits(numbers)
+        references = numbers[length] << 24 - length if length > chosen else 0
+        assert verdicts.top_lines(chosen) * 64 + 16 * references < 33e6, f"/{length}"
+
+
 def scratch_copy(size: PolicySize) -> verdicts.Copy:
     return verdicts.Copy(
-        np.zeros(1, abi.POLICY)[0], np.zeros(abi.TOPS, "u4"), np.zeros(abi.TOPS, "u4"), np.zeros((size.lines, 8), "u8"),
+        np.zeros(1, abi.POLICY)[0], np.zeros(abi.TOPS, "u4"), np.zeros((size.lines, 8), "u8"),
         np.zeros((size.buckets4, 8), "u8"), np.zeros((size.buckets6, 16), "u8"), [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F],
     )  # fmt: skip
 
@@ -181,17 +287,19 @@ def content(copy: verdicts.Copy) -> dict[object, object]:
     """All that a copy says, without where it says it."""
 
     def codes(ref: int) -> tuple[int, ...]:
-        if ref & abi.REF_LINE:
+        four = [ref >> shift & 3 for shift in (32, 34, 36, 38)]
+        if four == [abi.CODE_LINE] * 4:
             return tuple(verdicts.unpack(copy.lines[ref & 0xFFFFFFFF]).tolist())
-        ranges = [(ref >> shift & 3, ref >> shift + 2 & 255, ref >> shift + 10 & 255) for shift in (20, 2)]
-        return tuple(next((code for code, first, span in ranges if place - first & 255 <= span), ref & 3) for place in range(256))
+        (first, mask), (other_first, other_mask) = ((ref >> shift & 255, ref >> shift + 8 & 255) for shift in (0, 16))
+        return tuple(four[(place & mask != first) + 2 * (place & other_mask != other_first)] for place in range(256))
 
     found: dict[object, object] = {}
-    for top in np.nonzero(copy.ipv4)[0].tolist():
-        value = int(copy.ipv4[top])
-        found[4, top] = value & 3, tuple(verdicts.unpack(copy.lines[value >> 2]).tolist()) if value >> 2 else ()
+    bits = 32 - int(copy.head["shift4"])
+    for index in np.nonzero(copy.lines[: verdicts.top_lines(bits)].any(axis=1))[0].tolist():
+        found[4, bits, index] = tuple(verdicts.unpack(copy.lines[index]).tolist())
     found |= {(6, top): int(copy.ipv6[top]) for top in np.nonzero(copy.ipv6)[0].tolist()}
-    for ref in copy.buckets4[copy.buckets4 != 0].tolist():
+    refs = copy.buckets4[:, : abi.BUCKET4]
+    for ref in refs[refs != 0].tolist():
         found["reference", ref >> 40] = codes(ref)
     for bucket in copy.buckets6.tolist():
         for at in range(abi.BUCKET6):
@@ -199,6 +307,20 @@ def content(copy: verdicts.Copy) -> dict[object, object]:
             if ref not in (0, verdicts._TOMBSTONE):
                 found["node", high, low, ref >> 40] = codes(ref)
     return found
+
+
+def check_buckets(copy: verdicts.Copy) -> set[int]:
+    """Each reference is once in one of its two buckets, and each bucket knows how many of its own are not there. Returns the keys."""
+    away = np.zeros(len(copy.buckets4), "i8")
+    seen: set[int] = set()
+    for bucket, place in np.argwhere(copy.buckets4[:, : abi.BUCKET4]).tolist():
+        key = int(copy.buckets4[bucket, place]) >> 40
+        home, other = verdicts.homes4(key, copy.seed, len(copy.buckets4))
+        assert bucket in (home, other) and key not in seen
+        away[home] += bucket != home
+        seen.add(key)
+    assert copy.buckets4[:, abi.BUCKET4].tolist() == away.tolist()
+    return seen
 
 
 def crowd(source: random.Random, number: int) -> dict[Prefix, Verdict]:
@@ -247,6 +369,7 @@ def test_a_crowd(enforcing: Harness, seed: int) -> None:
         enforcing.apply(more)
         policy |= more
     check()
+    check_buckets(enforcing.rules._copies[enforcing.control.policy_copy])
     enforcing.apply({}, source.sample(sorted(policy), len(policy) * 2 // 3), whole=True)
     policy = enforcing.prefixes
     check()
@@ -273,7 +396,7 @@ def small(datapath: Harness) -> Iterator[Callable[[PolicySize], PolicyTable]]:
         os.close(fd)
 
 
-@pytest.mark.parametrize("size", [PolicySize(8, 4096, 4096), PolicySize(4096, 16, 4096), PolicySize(4096, 4096, 16)])
+@pytest.mark.parametrize("size", [PolicySize(264, 4096, 4096), PolicySize(4096, 16, 4096), PolicySize(4096, 4096, 16)])
 def test_a_policy_that_does_not_fit(small: Callable[[PolicySize], PolicyTable], size: PolicySize) -> None:
     """The old one holds; it is said what the new one needs; and a later one that fits goes in as ever."""
     table = small(size)
@@ -324,12 +447,14 @@ def test_a_list_fits_whatever_the_seed() -> None:
             seed = [int(word) | 1 for word in np.random.default_rng(number).integers(0, 1 << 64, 4, dtype="u8")]
             size = built.size(seed)
             assert built.places4(size.buckets4, seed) is not None and built.places6(size.buckets6, seed) is not None
-            assert size.buckets4 <= max(len(built.refs4), 64) and size.buckets6 <= max(2 * len(built.nodes6), 64)
+            assert size.buckets4 <= max(len(built.refs4), SMALLEST_POLICY.buckets4)
+            assert size.buckets6 <= max(2 * len(built.nodes6), SMALLEST_POLICY.buckets6)
 
 
-def test_points_that_do_not_fit_are_built_anew(small: Callable[[PolicySize], PolicyTable]) -> None:
+def test_points_that_do_not_fit_are_built_anew(small: Callable[[PolicySize], PolicyTable], monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines that are used up, buckets that are full, a depth that nobody searched so far."""
-    table = small(PolicySize(64, 16, 16))
+    monkeypatch.setattr(verdicts, "TOP_BITS", (16,))
+    table = small(PolicySize(320, 16, 16))
     policy: dict[Prefix, Verdict] = {}
     source = random.Random(7)
     with pytest.raises(PolicyTooLarge):

@@ -20,11 +20,10 @@ SEEN_SHIFT = 24
 SAMPLER_CELLS = 16384
 SEARCH_STEPS = 16
 SEARCH_ROUNDS = 4
-BUCKET4 = 8
+BUCKET4 = 7
 BUCKET6 = 5
 DISPLACED = 3
-REF_LINE = 1 << 38
-REF_USED_SHIFT = 39
+REF_KEY_SHIFT = 40
 REF_DEEPER = 1 << 44
 SKETCH_REGISTERS = sketches.REGISTERS
 SKETCH_OVERALL = sketches.OVERALL_CELLS
@@ -54,7 +53,7 @@ VERDICT_DENY = 3
 CODE_NONE = 0
 CODE_ALLOW = 1
 CODE_DENY = 2
-CODE_DEEPER = 3
+CODE_LINE = 3
 
 PORT_TCP_LISTENS = 1
 PORT_UDP_LISTENS = 2
@@ -108,11 +107,11 @@ STEP = np.dtype([("depth", "u1"), ("deeper", "u1"), ("shallower", "u1"), ("pad",
 POLICY = np.dtype(
     [
         ("default_verdict", "u4"), ("first_line", "u4"), ("first4", "u4"), ("mask4", "u4"), ("first6", "u4"), ("mask6", "u4"),
-        ("root", "u4"), ("pad", "u4"), ("steps", STEP, SEARCH_STEPS),
+        ("root", "u4"), ("shift4", "u4"), ("steps", STEP, SEARCH_STEPS), ("deeper4", "u8", 4),
     ]
 )  # fmt: skip
 LINE = np.dtype([("codes", "u8", 8)])
-BUCKET4_TYPE = np.dtype([("ref", "u8", BUCKET4)])
+BUCKET4_TYPE = np.dtype([("ref", "u8", BUCKET4), ("away", "u8")])
 NODE = np.dtype([("high", "u8"), ("low", "u8"), ("ref", "u8")])
 BUCKET6_TYPE = np.dtype([("node", NODE, BUCKET6), ("pad", "u8")])
 RULE_COUNT = np.dtype(

@@ -43,13 +43,13 @@ class PolicyTable:
         seed = self._seed = [int(word) for word in control.block["seed"]]
         each = dict(zip(POLICY_MAPS, _bytes(sizes), strict=True))
         memory = {name: map_memory(maps[name], 2 * size, write=True) for name, size in each.items()}
-        kind = np.dtype([("head", abi.POLICY), ("ipv4", "u4", abi.TOPS), ("ipv6", "u4", abi.TOPS)])
+        kind = np.dtype([("head", abi.POLICY), ("ipv6", "u4", abi.TOPS)])
         policies = np.frombuffer(memory["policy"], kind, 2)
         lines = np.frombuffer(memory["lines"], "u8", 2 * sizes.lines * 8).reshape(2, sizes.lines, 8)
         buckets4 = np.frombuffer(memory["buckets4"], "u8", 2 * sizes.buckets4 * 8).reshape(2, sizes.buckets4, 8)
         buckets6 = np.frombuffer(memory["buckets6"], "u8", 2 * sizes.buckets6 * 16).reshape(2, sizes.buckets6, 16)
-        parts = zip(policies["head"], policies["ipv4"], policies["ipv6"], lines, buckets4, buckets6, strict=True)
-        self._copies = [Copy(head, ipv4, ipv6, of_lines, of4, of6, seed) for head, ipv4, ipv6, of_lines, of4, of6 in parts]
+        parts = zip(policies["head"], policies["ipv6"], lines, buckets4, buckets6, strict=True)
+        self._copies = [Copy(head, ipv6, of_lines, of4, of6, seed) for head, ipv6, of_lines, of4, of6 in parts]
         for at, head in enumerate(policies["head"]):
             head["first_line"], head["first4"], head["first6"] = at * sizes.lines, at * sizes.buckets4, at * sizes.buckets6
             head["mask4"], head["mask6"] = sizes.buckets4 - 1, sizes.buckets6 - 1
@@ -64,7 +64,7 @@ class PolicyTable:
         table = cls(maps, sizes, control, grace)
         for copy in table._copies:
             copy.head["default_verdict"] = abi.VERDICT_LOG
-            copy.head["root"] = abi.SEARCH_STEPS
+            copy.clear()
         table._equal = True
         return table
 

@@ -34,9 +34,10 @@ class PolicySize(NamedTuple):
     buckets6: int
 
 
-SMALLEST_POLICY = PolicySize(256, 64, 64)
+SMALLEST_POLICY = PolicySize(512, 256, 64)
+"""Half of the lines are the smallest top of IPv4."""
 
-POLICY_BYTES = abi.POLICY.itemsize + 2 * abi.TOPS * 4
+POLICY_BYTES = abi.POLICY.itemsize + abi.TOPS * 4
 """Of struct xm_policy and the array at its end."""
 
 POLICY_MAPS = ("policy", "lines", "buckets4", "buckets6")
