@@ -529,7 +529,7 @@ int xdpmond(struct xdp_md *ctx)
 	u64 outcome = XM_NO_SOURCE;
 	if (p->family) {
 		u64 copy = *(volatile u32 *)&ctl->policy & 1;
-		const struct xm_policy *held = xm_value_of(XM_VALUE_POLICY) + copy * (sizeof(struct xm_policy) + 2 * XM_TOPS * sizeof(u32));
+		const struct xm_policy *held = xm_value_of(XM_VALUE_POLICY) + copy * (sizeof(struct xm_policy) + XM_TOPS * sizeof(u32));
 		u64 tail = (*(u32 *)&p->has_ports & 0xffff0000) | talker_port(ctl, p); /* port, protocol, family, as in struct xm_talker */
 		u64 hash = hash_talker(ctl, p, tail);
 		struct xm_more more = {};
