@@ -285,6 +285,7 @@ struct xm_tallies {
 /* Per CPU: events of the running second. */
 struct xm_budget {
 	u64 began;    /* of this second: ns of CLOCK_MONOTONIC */
+	u64 until;    /* then this second ends, if all of its budget is spent; else a time gone by */
 	u32 spent;    /* events made in it */
 	u32 unknown;  /* of these, for sources not known before */
 };
@@ -371,9 +372,9 @@ _Static_assert(sizeof(struct xm_flow) == 128, "xm_flow fills two cache lines");
 _Static_assert(sizeof(struct xm_flow_set) == 512, "xm_flow_set");
 _Static_assert(sizeof(struct xm_address) == 20, "xm_address");
 _Static_assert(sizeof(struct xm_tallies) == 232, "xm_tallies");
-_Static_assert(sizeof(struct xm_budget) == 16, "xm_budget");
+_Static_assert(sizeof(struct xm_budget) == 24, "xm_budget");
 _Static_assert(sizeof(struct xm_packet) == 64, "xm_packet");
-_Static_assert(sizeof(struct xm_cpu) == 312, "xm_cpu");
+_Static_assert(sizeof(struct xm_cpu) == 320, "xm_cpu");
 _Static_assert(sizeof(struct xm_sampler) == 32, "xm_sampler");
 _Static_assert(sizeof(struct xm_event) == 64, "xm_event");
 

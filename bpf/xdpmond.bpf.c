@@ -374,20 +374,29 @@ static __always_inline bool to_this_host(const struct xm_packet *p)
 }
 
 #ifdef XM_EVENTS
+#define XM_SECOND 1000000000ULL /* ns */
+
 static __always_inline void sample_event(const struct xm_control *ctl, struct xm_cpu *of_cpu, u64 hash, u64 now_ns, u64 size, u64 slot,
 					 u64 outcome, bool known)
 {
 	const struct xm_packet *p = &of_cpu->packet;
 	struct xm_tallies *tallies = &of_cpu->tallies;
 	struct xm_budget *b = &of_cpu->budget;
-	if (now_ns - b->began >= 1000000000) {
+	/* With the budget spent, no cell is looked at: with many sources that is one more read out of the cache. */
+	if (now_ns < b->until) {
+		tallies->events_over_budget += 1;
+		return;
+	}
+	if (now_ns - b->began >= XM_SECOND) {
 		b->began = now_ns;
 		b->spent = 0;
 		b->unknown = 0;
 	}
-	/* A flood of spoofed sources, each unknown, may not use up what a known source needs. With the budget spent, no cell is looked at: with
-	   many sources that is one more read out of the cache. */
-	if (b->spent >= ctl->event_budget || (!known && b->unknown + ctl->event_reserve >= ctl->event_budget)) {
+	bool all = b->spent >= ctl->event_budget;
+	if (all)
+		b->until = b->began + XM_SECOND;
+	/* A flood of spoofed sources, each unknown, may not use up what a known source needs. */
+	if (all || (!known && b->unknown + ctl->event_reserve >= ctl->event_budget)) {
 		tallies->events_over_budget += 1;
 		return;
 	}
@@ -446,6 +455,7 @@ static __always_inline void sample_event(const struct xm_control *ctl, struct xm
 }
 #endif
 
+/* With branches: what is guessed right need not wait for the policy's lines, and what follows goes on. */
 static __always_inline u64 decide(const struct xm_packet *p, u64 code, u64 default_verdict, bool enforce)
 {
 	u64 verdict = code == XM_CODE_ALLOW ? XM_VERDICT_ALLOW : code == XM_CODE_DENY ? XM_VERDICT_DENY : default_verdict;

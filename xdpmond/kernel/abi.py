@@ -142,7 +142,7 @@ TALLIES = np.dtype(
         ("events_ring_full", "u8"), ("events_over_budget", "u8"), ("events_merged", "u8"), ("anomaly", "u8", ANOMALIES),
     ]
 )  # fmt: skip
-BUDGET = np.dtype([("began", "u8"), ("spent", "u4"), ("unknown", "u4")])
+BUDGET = np.dtype([("began", "u8"), ("until", "u8"), ("spent", "u4"), ("unknown", "u4")])
 PACKET = np.dtype(
     [
         ("source", "u8", 2), ("destination", "u8", 2), ("has_ports", "u1"), ("tcp_flags", "u1"), ("protocol", "u1"), ("family", "u1"),
