@@ -78,7 +78,7 @@ def small_build(**changes: object) -> loader.Build:
     return loader.Build(cpus=libbpf.possible_cpus(), frags=libbpf.has_frags(), **settings)  # type: ignore[arg-type]
 
 
-POLICY_SIZE = PolicySize(2048, 512, 2048)
+POLICY_SIZE = PolicySize(2048, 1024, 2048)
 
 
 class Harness:

@@ -4,7 +4,7 @@ bpf/policy.h reads it, and bpf/abi.h gives its layout. All levels hold codes (ab
 verdict if no deeper level says otherwise.
 
 IPv4 has two levels. The top has the codes of prefixes of up to g bits, for blocks of so many. A /24 covered by a prefix of g + 1
-to 24 bits, or has longer ones, has a reference: a prefix of g + 1 to 24 bits is written to each /24 in it. g is that of 16, 18, 20, 22 and 24
+to 24 bits, or has longer ones, has a reference: a prefix of g + 1 to 24 bits is written to each /24 in it. g is that of 16, 18, 20, 22, 24
 by which top and references take fewest bytes, where a top of more than 256 KB counts eightfold, since it does not stay in the cache.
 What a reference does not know, the top says; so a change of a prefix touches one of the two levels.
 
