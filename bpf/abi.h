@@ -17,6 +17,7 @@
 #define XM_PORT_NONE 0        /* talker port: the protocol has none, or it could not be read; of ICMP and ICMPv6 it is the type + 1 */
 #define XM_VLAN_NONE 0xffff   /* event vlan: no tag seen */
 #define XM_SEEN_SHIFT 24      /* first and last seen are CLOCK_MONOTONIC nanoseconds >> this: units of 16.8 ms, 2.28 years in 32 bits */
+#define XM_BYTES_SHIFT 16      /* in a talker's `bytes`, what is below is half of a remembered code */
 #define XM_SAMPLER_CELLS 16384 /* a power of two */
 #define XM_SEARCH_STEPS 16     /* room for the depths of IPv6 nodes, 2 to 15 */
 #define XM_SEARCH_ROUNDS 4     /* a binary search among them ends in so many */
@@ -112,7 +113,7 @@ struct xm_control {
 	u64 event_interval;   /* ns */
 	u32 window;           /* number of the running window, from 1 */
 	u32 read_window;      /* the last closed window that the daemon has read; window - 1, but while it reads */
-	u32 policy;           /* 0 or 1: the copy of the policy that holds */
+	u32 policy;           /* number of the policy that holds, of which the last bit is its copy; each change has another number */
 	u32 talker_mask;      /* sets in a slice of the talker table, less one */
 	u32 event_budget;     /* events a second and CPU */
 	u32 event_reserve;    /* of these, kept for sources already known */
@@ -222,6 +223,9 @@ struct xm_sketch {
 /*
  * One source on one destination port. `packets` to `syns` with index 0 belong to window `window`, with index 1 to the one before it
  * and are zero if the talker was silent then. Nothing is cleared at a window's end: the first packet of a new window moves 0 to 1.
+ *
+ * The lower 16 bits of the two `bytes` are, together, what the policy said of the source when it was asked in this window: its number, and in
+ * the last two bits the code + 1; 0 when it was not asked. 2^32 packets in a window have less than 2^48 bytes.
  * Written by the packet path of one CPU alone, since each CPU has a slice of the table.
  */
 struct xm_talker {
@@ -230,7 +234,7 @@ struct xm_talker {
 	u8 protocol;
 	u8 family;      /* enum xm_family; 0: the entry is free */
 	u32 window;
-	u64 bytes[2];
+	u64 bytes[2];   /* << XM_BYTES_SHIFT */
 	u32 packets[2]; /* at 2^32 - 1 further packets go to `untracked` */
 	u32 syns[2];    /* TCP with SYN and without ACK */
 	u32 first_seen;
@@ -314,7 +318,7 @@ struct xm_packet {
 	u16 link;      /* bytes before the IP header: where flows are on */
 	u8 icmp_code;
 	u8 hop_limit;
-	u32 pad;
+	u32 way;       /* of its talker's set, where that is known */
 };
 
 /* Per CPU, element 0 of the map `cpu`. */

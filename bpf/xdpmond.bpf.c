@@ -169,12 +169,26 @@ static __always_inline void flow_count(struct xm_entry *entry, const struct xm_p
 #endif
 }
 
+#define XM_REMEMBERED ((1ULL << XM_BYTES_SHIFT) - 1)
+
+/* What the policy said of this talker's source in the running window, in 32 bits, or 0. */
+static __always_inline u64 remembered(const struct xm_talker *t)
+{
+	return (t->bytes[0] & XM_REMEMBERED) | (t->bytes[1] & XM_REMEMBERED) << XM_BYTES_SHIFT;
+}
+
+static __always_inline void remember(struct xm_talker *t, u64 what)
+{
+	t->bytes[0] = (t->bytes[0] & ~XM_REMEMBERED) | (what & XM_REMEMBERED);
+	t->bytes[1] = (t->bytes[1] & ~XM_REMEMBERED) | what >> XM_BYTES_SHIFT;
+}
+
 static __always_inline void roll(struct xm_entry *entry, u32 window)
 {
 	struct xm_talker *t = xm_talker_of(entry);
 	bool just_before = t->window == window - 1;
 	t->packets[1] = just_before ? t->packets[0] : 0;
-	t->bytes[1] = just_before ? t->bytes[0] : 0;
+	t->bytes[1] = just_before ? t->bytes[0] & ~XM_REMEMBERED : 0; /* a new window asks anew */
 	t->syns[1] = just_before ? t->syns[0] : 0;
 	flow_move(entry, just_before);
 	barrier(); /* a reader that sees the new number must see the moved counts: see kernel/talkers.py */
@@ -251,18 +265,19 @@ enum xm_seen {
 	XM_SEEN_NOW,
 };
 
-static __always_inline struct xm_entry *find_talker(struct xm_entry_set *set, const struct xm_packet *p, u64 tail, const struct xm_more *more)
+/* Where in a set the talker's entry is; XM_WAYS if it is not there. */
+static __always_inline u64 way_of(const struct xm_entry_set *set, const struct xm_packet *p, u64 tail, const struct xm_more *more)
 {
 #pragma unroll
 	for (int way = 0; way < XM_WAYS; way++) {
-		struct xm_entry *entry = &set->way[way];
+		const struct xm_entry *entry = &set->way[way];
 		const struct xm_talker *t = xm_talker_of(entry);
 		const u64 *key = (const u64 *)t;
 		/* Port, protocol and family as one word. */
 		if (key[0] == p->source[0] && key[1] == p->source[1] && *(const u32 *)&t->port == tail && flow_is(entry, p, more))
-			return entry;
+			return way;
 	}
-	return 0;
+	return XM_WAYS;
 }
 
 /* The entry that makes room: that which was silent longest; 0 if all have what the daemon has still to read. */
@@ -291,21 +306,33 @@ static __always_inline struct xm_entry *oldest_talker(const struct xm_control *c
 	return oldest;
 }
 
-/* Counts the packet in this CPU's slice of the table; `hash` is that of the talker or flow. It is in one of two sets, so that a table which is
-   half full turns hardly anybody away. */
-static __always_inline enum xm_seen account_talker(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies,
-						   struct xm_entry_set *home, u64 slice, u64 tail, u64 hash, const struct xm_more *more,
-						   u64 size, u32 now)
+/* The entry of a talker or flow, whose hash it is, in this CPU's slice of the table. It is in one of two sets, so that a table which is half
+   full turns hardly anybody away. */
+static __always_inline struct xm_entry *find_entry(const struct xm_control *ctl, struct xm_packet *p, struct xm_entry_set *home, u64 slice,
+						   u64 tail, u64 hash, const struct xm_more *more)
 {
-	u32 window = *(volatile u32 *)&ctl->window;
-	bool syn = (p->tcp_flags & (XM_TCP_SYN | XM_TCP_ACK)) == XM_TCP_SYN;
-	struct xm_entry_set *other = 0;
-	struct xm_entry *entry = find_talker(home, p, tail, more);
-	if (!entry) {
-		other = set_of(ctl, slice, hash, 1);
-		if (other)
-			entry = find_talker(other, p, tail, more);
+	struct xm_entry_set *set = home;
+	u64 way = way_of(home, p, tail, more);
+	if (way == XM_WAYS) {
+		set = set_of(ctl, slice, hash, 1);
+		if (!set)
+			return 0;
+		way = way_of(set, p, tail, more);
+		if (way == XM_WAYS)
+			return 0;
 	}
+	/* By way of memory: the verifier then takes all ways for one, and looks at what follows once. */
+	*(volatile u32 *)&p->way = way;
+	return &set->way[*(volatile u32 *)&p->way & (XM_WAYS - 1)];
+}
+
+/* Counts the packet in its talker's entry, or in one that makes room for it. `says` is what the policy said of it, to be remembered; 0 if it was
+   not asked. */
+static __always_inline enum xm_seen account_talker(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies,
+						   struct xm_entry *entry, struct xm_entry_set *home, u64 slice, u64 tail, u64 hash,
+						   const struct xm_more *more, u64 size, u32 window, u32 now, u64 says)
+{
+	bool syn = (p->tcp_flags & (XM_TCP_SYN | XM_TCP_ACK)) == XM_TCP_SYN;
 	if (entry) {
 		struct xm_talker *t = xm_talker_of(entry);
 		enum xm_seen seen = XM_SEEN_NOW;
@@ -318,14 +345,16 @@ static __always_inline enum xm_seen account_talker(const struct xm_control *ctl,
 			return seen;
 		}
 		t->packets[0] += 1;
-		t->bytes[0] += size;
+		t->bytes[0] += size << XM_BYTES_SHIFT;
 		if (syn)
 			t->syns[0] += 1;
 		t->last_seen = now;
 		flow_count(entry, p, more);
+		if (says)
+			remember(t, says);
 		return seen;
 	}
-	struct xm_entry *old = oldest_talker(ctl, home, other, window, now);
+	struct xm_entry *old = oldest_talker(ctl, home, set_of(ctl, slice, hash, 1), window, now);
 	if (!old) {
 		add(&tallies->untracked, size);
 		return XM_SEEN_NEVER;
@@ -333,7 +362,7 @@ static __always_inline enum xm_seen account_talker(const struct xm_control *ctl,
 	struct xm_talker *victim = xm_talker_of(old);
 	if (victim->family && victim->window == window) {
 		tallies->evicted.packets += victim->packets[0];
-		tallies->evicted.bytes += victim->bytes[0];
+		tallies->evicted.bytes += victim->bytes[0] >> XM_BYTES_SHIFT;
 		tallies->evictions += 1;
 	}
 	u64 *key = (u64 *)victim;
@@ -348,7 +377,8 @@ static __always_inline enum xm_seen account_talker(const struct xm_control *ctl,
 	key[2] = tail | (u64)window << 32;
 	barrier();
 	victim->packets[0] = 1;
-	victim->bytes[0] = size;
+	victim->bytes[0] = size << XM_BYTES_SHIFT | (says & XM_REMEMBERED);
+	victim->bytes[1] = says >> XM_BYTES_SHIFT;
 	victim->syns[0] = syn;
 	victim->first_seen = now;
 	victim->last_seen = now;
@@ -538,8 +568,8 @@ int xdpmond(struct xdp_md *ctx)
 
 	u64 outcome = XM_NO_SOURCE;
 	if (p->family) {
-		u64 copy = *(volatile u32 *)&ctl->policy & 1;
-		const struct xm_policy *held = xm_value_of(XM_VALUE_POLICY) + copy * (sizeof(struct xm_policy) + XM_TOPS * sizeof(u32));
+		u64 policy_number = *(volatile u32 *)&ctl->policy;
+		const struct xm_policy *held = xm_value_of(XM_VALUE_POLICY) + (policy_number & 1) * (sizeof(struct xm_policy) + XM_TOPS * sizeof(u32));
 		u64 tail = (*(u32 *)&p->has_ports & 0xffff0000) | talker_port(ctl, p); /* port, protocol, family, as in struct xm_talker */
 		u64 hash = hash_talker(ctl, p, tail);
 		struct xm_more more = {};
@@ -554,14 +584,25 @@ int xdpmond(struct xdp_md *ctx)
 		if (!home)
 			return XDP_PASS;
 		touch_talker(home);
-		u64 code = p->family == XM_FAMILY_IPV4 ? xm_verdict4(ctl, held, bpf_ntohl((u32)p->source[0]))
-						       : xm_verdict6(ctl, held, bpf_ntohll(p->source[0]), bpf_ntohll(p->source[1]));
+		/* What a talker's entry remembers of the policy that holds need not be looked up: a source costs the same under one prefix and
+		   under a million. */
+		u32 window = *(volatile u32 *)&ctl->window;
+		bool here = to_this_host(p);
+		struct xm_entry *entry = here ? find_entry(ctl, p, home, slice, tail, entry_hash, &more) : 0;
+		u64 first = (u32)(policy_number << 2) + 1; /* what says XM_CODE_NONE of this policy */
+		u64 code = entry && xm_talker_of(entry)->window == window ? remembered(xm_talker_of(entry)) - first : ~0ULL;
+		u64 says = 0;
+		if (code > XM_CODE_DENY) {
+			code = p->family == XM_FAMILY_IPV4 ? xm_verdict4(ctl, held, bpf_ntohl((u32)p->source[0]))
+							   : xm_verdict6(ctl, held, bpf_ntohll(p->source[0]), bpf_ntohll(p->source[1]));
+			says = first + code;
+		}
 		outcome = decide(p, code, held->default_verdict, enforce);
 		more.outcome = outcome;
 		add(&tally->sourced, size);
 		enum xm_seen seen = XM_SEEN_NEVER;
-		if (to_this_host(p)) {
-			seen = account_talker(ctl, p, tally, home, slice, tail, entry_hash, &more, size, now >> XM_SEEN_SHIFT);
+		if (here) {
+			seen = account_talker(ctl, p, tally, entry, home, slice, tail, entry_hash, &more, size, window, now >> XM_SEEN_SHIFT, says);
 			if (seen != XM_SEEN_NOW)
 				sketch_source(ctl, p, tail);
 		} else {

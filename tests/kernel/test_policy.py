@@ -88,7 +88,8 @@ def neighbours(prefixes: Iterable[Prefix], source: random.Random) -> list[Addres
 
 
 def check_lookups(datapath: Harness, policy: dict[Prefix, Verdict], addresses: Sequence[Address]) -> None:
-    """One packet from each address; and what it would meet in the copy at rest, too, when that has followed."""
+    """Two packets from each address, of which the second is judged by what the talker's entry remembers; and what they would meet in the
+    copy at rest, too, when that has followed."""
     datapath.rules.settle()
     active = datapath.control.policy_copy
     wanted = [expected(policy, address) for address in addresses]
@@ -96,12 +97,13 @@ def check_lookups(datapath: Harness, policy: dict[Prefix, Verdict], addresses: S
         datapath.control.set_policy_copy(copy)
         before = datapath.totals_by_outcome()
         for address, verdict in zip(addresses, wanted, strict=True):
+            datapath.send(quick_frame(address))
             dropped = datapath.send(quick_frame(address)) == libbpf.XDP_DROP
             assert dropped == (verdict is Verdict.DENY), f"{address}: {verdict}, copy {copy}"
         after = datapath.totals_by_outcome()
         # What passes is either allowed or by the default.
         for verdict, outcome in OUTCOMES.items():
-            assert (after[outcome] - before[outcome]).packets == wanted.count(verdict), f"{outcome.name}, copy {copy}"
+            assert (after[outcome] - before[outcome]).packets == 2 * wanted.count(verdict), f"{outcome.name}, copy {copy}"
     datapath.control.set_policy_copy(active)
 
 
@@ -114,6 +116,42 @@ def enforcing(datapath: Harness, monkeypatch: pytest.MonkeyPatch) -> Harness:
 
 
 STRANGERS = [ipaddress.ip_address(text) for text in ("10.0.0.1", "fd00::1", "2001:db8::1", "198.51.100.1")]
+
+
+@pytest.mark.parametrize(("known", "stranger"), [("198.51.100.1", "198.51.100.2"), ("2001:db8::1", "2001:db8::2")])
+def test_what_the_entry_of_a_talker_remembers(enforcing: Harness, known: str, stranger: str) -> None:
+    """What the policy said, until its number is another one or the window ends: so codes are changed here behind the back of both."""
+
+    def passes(source: str) -> bool:
+        return enforcing.send(quick_frame(ipaddress.ip_address(source))) == libbpf.XDP_PASS
+
+    enforcing.apply({}, list(enforcing.prefixes), whole=True)
+    assert passes(known)
+    head = enforcing.rules._copies[enforcing.control.policy_copy]
+    deny_all = np.uint64(0xAAAAAAAAAAAAAAAA)
+    head.lines[: verdicts.top_lines(16)] = deny_all
+    head.ipv6[:] = abi.CODE_DENY
+    assert passes(known) and not passes(stranger)
+    enforcing.close_window()
+    assert not passes(known)
+    head.lines[: verdicts.top_lines(16)] = 0
+    head.ipv6[:] = abi.CODE_NONE
+    assert not passes(known)
+    enforcing.control.set_policy_copy(enforcing.control.policy_copy)
+    assert passes(known) and passes(stranger)
+
+
+def test_the_number_of_a_policy_begins_anew(enforcing: Harness) -> None:
+    """After 2^32 changes, and what is remembered of it after 2^30, which takes more than a window."""
+    source = quick_frame(ipaddress.ip_address("198.51.100.1"))
+    denied = {Prefix.parse("198.51.100.0/24"): Verdict.DENY}
+    enforcing.apply({}, list(enforcing.prefixes), whole=True)
+    for number in (0xFFFFFFFE, 0xFFFFFFFF, 0x3FFFFFFE, 0x3FFFFFFF):
+        enforcing.control.block["policy"] = number ^ (number ^ enforcing.control.policy_copy) & 1
+        for change in (denied, {}):
+            enforcing.apply(change, [] if change else list(denied))
+            wanted = libbpf.XDP_DROP if change else libbpf.XDP_PASS
+            assert [enforcing.send(source), enforcing.send(source)] == [wanted, wanted]
 
 
 @SETTINGS

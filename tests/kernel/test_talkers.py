@@ -64,7 +64,7 @@ def fill(datapath: Harness, which: np.ndarray) -> None:
     for at in np.nonzero(which)[0]:
         entries["source"][at] = np.frombuffer(f"somebody {at:7}".encode(), "u1")
         entries["family"][at], entries["window"][at] = abi.FAMILY_IPV6, datapath.control.window
-        entries["packets"][at, 0], entries["bytes"][at, 0] = 1, 54
+        entries["packets"][at, 0], entries["bytes"][at, 0] = 1, 54 << abi.BYTES_SHIFT
         entries["last_seen"][at] = entries["first_seen"][at] = lately
 
 

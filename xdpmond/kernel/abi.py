@@ -17,6 +17,7 @@ WAYS = 4
 PORT_NONE = 0
 VLAN_NONE = 0xFFFF
 SEEN_SHIFT = 24
+BYTES_SHIFT = 16
 SAMPLER_CELLS = 16384
 SEARCH_STEPS = 16
 SEARCH_ROUNDS = 4
@@ -148,7 +149,7 @@ PACKET = np.dtype(
         ("source", "u8", 2), ("destination", "u8", 2), ("has_ports", "u1"), ("tcp_flags", "u1"), ("protocol", "u1"), ("family", "u1"),
         ("class", "u1"), ("essential", "u1"), ("fragment", "u1"), ("later", "u1"), ("destination_port", "u2"), ("source_port", "u2"),
         ("vlan", "u2"), ("icmp", "u2"), ("left", "u4"), ("ip_size", "u4"), ("link", "u2"), ("icmp_code", "u1"), ("hop_limit", "u1"),
-        ("pad", "u4"),
+        ("way", "u4"),
     ]
 )  # fmt: skip
 CPU = np.dtype([("tallies", TALLIES), ("budget", BUDGET), ("packet", PACKET)])

@@ -217,6 +217,8 @@ class Datapath:
             self._attached[link.name] = Attachment(link.name, ifindex, fd, slot, mode, reason, layer)
             self._slot_names[slot] = link.name
             self._store.keep(f"link-{ifindex}", fd)
+        if replaced:
+            self._forget_verdicts()
         if self._retired:
             # No link runs the program that wrote to the old table any more.
             wait_for_packets_under_way()
@@ -320,6 +322,17 @@ class Datapath:
 
     def _exchange(self, programs: Mapping[str, int]) -> None:
         """Put these programs on all links, or on none. A link whose interface has gone takes none, and will be let go."""
+        try:
+            self._update_links(programs)
+        finally:
+            self._forget_verdicts()
+
+    def _forget_verdicts(self) -> None:
+        """Two programs have judged by two sets of policy maps under one number of the policy: let nobody remember what either found."""
+        wait_for_packets_under_way()
+        self.control.set_policy_copy(self.control.policy_copy)
+
+    def _update_links(self, programs: Mapping[str, int]) -> None:
         done: list[Attachment] = []
         try:
             for attachment in self._attached.values():

@@ -130,11 +130,13 @@ class Control:
         half["bytes"][newer] += np.uint64(extra.bytes)
 
     def set_policy_copy(self, copy: int) -> None:
-        self.block["policy"] = copy
+        """Let packets look into this copy of the policy, also if it is the one that they look into: what they remember of it goes."""
+        number = int(self.block["policy"])
+        self.block["policy"] = number + (1 if (number ^ copy) & 1 else 2) & 0xFFFFFFFF
 
     @property
     def policy_copy(self) -> int:
-        return int(self.block["policy"])
+        return int(self.block["policy"]) & 1
 
     def set_events(self, interval: float, per_second: int) -> None:
         self.block["event_interval"] = int(interval * 1e9)

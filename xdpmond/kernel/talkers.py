@@ -37,6 +37,7 @@ _SEEN_UNIT = (1 << abi.SEEN_SHIFT) / 1e9  # seconds
 
 # An entry's words: the first eight are those of a talker, which has no others
 _TAIL, _BYTES, _PACKETS, _SYNS, _SEEN, _TO, _PORTS, _IP_BYTES = 2, 3, 5, 6, 7, 8, 10, 11
+_BYTES_SHIFT = np.uint64(abi.BYTES_SHIFT)
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 _BYTE, _FLAGS_BEFORE, _OUTCOME, _SLOT = np.uint64(0xFF), np.uint64(40), np.uint64(48), np.uint64(56)
 
@@ -207,7 +208,7 @@ def _flow_keys(low: np.ndarray, high: np.ndarray, tail: np.ndarray, *to: np.ndar
 def _rows(entries: np.ndarray) -> np.ndarray:
     """Turn a copy of entries into rows, in its own memory."""
     packets, syns = entries[:, _PACKETS] & _LOW, entries[:, _SYNS] & _LOW
-    bytes_, seen = entries[:, _BYTES].copy(), entries[:, _SEEN].copy()
+    bytes_, seen = entries[:, _BYTES] >> _BYTES_SHIFT, entries[:, _SEEN].copy()
     entries[:, _TAIL] = _tail(entries[:, _TAIL])
     rows = entries.view(ROW).reshape(-1)
     rows["packets"], rows["bytes"], rows["syns"] = packets, bytes_, syns
@@ -223,7 +224,7 @@ def _flow_rows(entries: np.ndarray) -> np.ndarray:
     words[:, 5] = ports >> _SLOT | (tail & np.uint64(0xFFFF)) << np.uint64(16)
     rows = words.view(FLOW).reshape(-1)
     rows["packets"], rows["syns"] = entries[:, _PACKETS] & _LOW, entries[:, _SYNS] & _LOW
-    rows["bytes"], rows["ip_bytes"] = entries[:, _BYTES], entries[:, _IP_BYTES]
+    rows["bytes"], rows["ip_bytes"] = entries[:, _BYTES] >> _BYTES_SHIFT, entries[:, _IP_BYTES]
     _set_seen(rows, entries[:, _SEEN].copy())
     return rows
 
