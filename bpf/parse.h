@@ -155,6 +155,8 @@ static __always_inline int xm_parse_extensions(struct xm_cursor *c, struct xm_pa
 {
 #pragma unroll
 	for (int depth = 0; depth <= XM_EXTENSION_DEPTH; depth++) {
+		/* What is known of the packet is read anew in each round: kept in registers it would be known, and the verifier would follow each way. */
+		asm volatile("" ::: "memory");
 		if (!xm_is_extension(next))
 			return next;
 		if (depth == XM_EXTENSION_DEPTH)
