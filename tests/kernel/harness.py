@@ -147,6 +147,12 @@ class Harness:
             taken.append(some)
         return np.concatenate(taken) if taken else np.zeros(0, abi.EVENT)
 
+    def suppressed(self) -> int:
+        """Packets in the sampler that no event has told yet."""
+        cells = np.zeros(abi.SAMPLER_CELLS, abi.SAMPLER)
+        assert libbpf.lookup(self.loaded.maps["sampler"], np.zeros(1, "u4"), cells)
+        return int(cells["suppressed"].sum())
+
     def send(self, frame: bytes, *, program: str = "xdpmond", repeat: int = 1, ifindex: int = LOOPBACK) -> int:
         """Run one frame through the program on this CPU; return the XDP action."""
         return libbpf.test_run(self.loaded.program(program), frame, repeat=repeat, ifindex=ifindex).action

@@ -31,20 +31,13 @@ def reportable(datapath: Harness) -> int:
     return sum(totals[outcome].packets for outcome in REPORTED)
 
 
-def waiting(datapath: Harness) -> int:
-    """Suppressed packets that no event has told yet."""
-    cells = np.zeros(abi.SAMPLER_CELLS, abi.SAMPLER)
-    assert libbpf.lookup(datapath.loaded.maps["sampler"], np.zeros(1, "u4"), cells)
-    return int(cells["suppressed"].sum())
-
-
 class Book:
     """Every packet that is to be reported made an event, or is counted as one that did not."""
 
     def __init__(self, datapath: Harness):
         self._datapath = datapath
         datapath.drain()
-        self._tallies, self.reportable, self._waiting = datapath.counters.tallies(), reportable(datapath), waiting(datapath)
+        self._tallies, self.reportable, self._suppressed = datapath.counters.tallies(), reportable(datapath), datapath.suppressed()
         self.events: list[np.ndarray] = []
 
     def take(self) -> np.ndarray:
@@ -61,7 +54,7 @@ class Book:
         events = np.concatenate(self.events)
         assert len(events) == made, "an event that the ring took must come out of it"
         told = int(events["suppressed"].sum(dtype="u8"))
-        accounted = made + told + merged + over_budget + ring_full + waiting(self._datapath) - self._waiting
+        accounted = made + told + merged + over_budget + ring_full + self._datapath.suppressed() - self._suppressed
         assert accounted == reportable(self._datapath) - self.reportable
         return Tallies(Count(), Count(), Count(), Count(), 0, made, ring_full, over_budget, merged, {})
 

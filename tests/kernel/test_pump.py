@@ -95,7 +95,7 @@ def test_every_packet_of_a_storm_is_accounted_for(
     """Producers on all CPUs outrun a small ring, and the ring a narrow queue. The books balance to the packet all the same."""
     file = tmp_path / "events.jsonl"
     chain = Chain(datapath, file, capacity)
-    before = datapath.counters.tallies()
+    before, untold = datapath.counters.tallies(), datapath.suppressed()
     frames = [tcp(source) for source in ["10.0.0.1", "10.9.9.9", *random_sources(2000, seed=3)]]
     with shoot(datapath, frames, cpus) as guns:
 
@@ -122,7 +122,9 @@ def test_every_packet_of_a_storm_is_accounted_for(
     ring_full, over_budget, merged = (getattr(after, name) - getattr(before, name) for name in ("ring_full", "over_budget", "merged"))
     told = sum(int(line["suppressed"]) for line in lines)  # type: ignore[call-overload]
     if not lost:  # what lost events would have told is not known
-        assert made + ring_full + over_budget + merged + told == int(shot.sent.sum())
+        # Some are left in the sampler although every packet may make an event: the clocks of two CPUs may be a tick apart.
+        untold = datapath.suppressed() - untold
+        assert made + ring_full + over_budget + merged + told + untold == int(shot.sent.sum())
     assert ring_full > 0
     # Each line is one of a packet that was sent, judged as it was.
     sources = {"10.0.0.1", "10.9.9.9", *random_sources(2000, seed=3)}
