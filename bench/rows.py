@@ -5,10 +5,10 @@ from __future__ import annotations
 import enum
 import json
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 
 class Of(enum.StrEnum):
@@ -71,10 +71,13 @@ class Section(Protocol):
     def measure(self, rounds: int) -> Iterable[Row]: ...
 
 
-def interleaved(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+Name = TypeVar("Name", bound=Hashable)
+
+
+def interleaved(contestants: Mapping[Name, Callable[[], float]], rounds: int) -> dict[Name, float]:
     """The median of each contestant. They take turns, one measurement each a round, so that a slow moment of the machine meets them all;
     a round before the first one warms up and does not count."""
-    taken: dict[str, list[float]] = {name: [] for name in contestants}
+    taken: dict[Name, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
         for name, run in contestants.items():
             value = run()

@@ -10,14 +10,25 @@
 #ifndef XDPMOND_ABI_H
 #define XDPMOND_ABI_H
 
-#define XM_ABI_VERSION 4
+#define XM_ABI_VERSION 6
 
 #define XM_MAX_SLOTS 16       /* interfaces watched at once */
 #define XM_WAYS 4             /* talkers in a set */
 #define XM_PORT_NONE 0        /* talker port: the protocol has none, or it could not be read; of ICMP and ICMPv6 it is the type + 1 */
 #define XM_VLAN_NONE 0xffff   /* event vlan: no tag seen */
-#define XM_SEEN_SHIFT 24      /* first and last seen are CLOCK_MONOTONIC nanoseconds >> this: units of 16.8 ms, 2.28 years in 32 bits */
-#define XM_BYTES_SHIFT 16      /* in a talker's `bytes`, what is below is half of a remembered code */
+#define XM_SEEN_SHIFT 24      /* first seen, and last seen of flows: CLOCK_MONOTONIC nanoseconds >> this: units of 16.8 ms, 2.28 years in 32 bits */
+/* The state of a talker, a word; see struct xm_talker. */
+#define XM_STATE_BYTES 0xffffULL
+#define XM_STATE_PACKETS_SHIFT 16
+#define XM_STATE_PACKETS (0x1fULL << XM_STATE_PACKETS_SHIFT)
+#define XM_STATE_SEEN_SHIFT 21
+#define XM_STATE_SEEN (0xffULL << XM_STATE_SEEN_SHIFT)
+#define XM_STATE_CARRIED (1ULL << 29)
+#define XM_STATE_CODE_SHIFT 30
+#define XM_STATE_MOMENT_SHIFT 32
+#define XM_POLICY_BITS 8       /* of a moment are the policy's number */
+#define XM_POLICY_NUMBERS (1 << XM_POLICY_BITS) /* what the policy of number 0 or 1 says is not remembered */
+#define XM_WINDOW_IDS (1 << 24) /* the bits above it are the id of a window */
 #define XM_SAMPLER_CELLS 16384 /* a power of two */
 #define XM_SEARCH_STEPS 16     /* room for the depths of IPv6 nodes, 2 to 15 */
 #define XM_SEARCH_ROUNDS 4     /* a binary search among them ends in so many */
@@ -111,12 +122,15 @@ struct xm_slot {
 struct xm_control {
 	u64 seed[4];          /* secret multipliers of the hashes, odd */
 	u64 event_interval;   /* ns */
-	u32 window;           /* number of the running window, from 1 */
-	u32 read_window;      /* the last closed window that the daemon has read; window - 1, but while it reads */
-	u32 policy;           /* number of the policy that holds, of which the last bit is its copy; each change has another number */
+	u64 moment;           /* what holds at one moment. Bits 0 to 7: number of the policy, of which the last bit is its copy; no two in one
+	                         window have the same from 2 on. Bits 8 to 31: id of the running window, the lower bits of its number, which
+	                         is in bits 32 to 63. */
+	u32 before;           /* number of the window before the running one */
+	u32 read_window;      /* of the last closed window that the daemon has read: that before, but while it reads */
 	u32 talker_mask;      /* sets in a slice of the talker table, less one */
 	u32 event_budget;     /* events a second and CPU */
 	u32 event_reserve;    /* of these, kept for sources already known */
+	u32 seen_shift;       /* last seen of talkers: CLOCK_MONOTONIC nanoseconds >> this, eight bits of it, more than any two windows */
 	u16 ephemeral_first;  /* ip_local_port_range */
 	u16 ephemeral_last;
 	u32 pad;
@@ -221,34 +235,50 @@ struct xm_sketch {
 };
 
 /*
- * One source on one destination port. `packets` to `syns` with index 0 belong to window `window`, with index 1 to the one before it
- * and are zero if the talker was silent then. Nothing is cleared at a window's end: the first packet of a new window moves 0 to 1.
+ * One source on one destination port: what most packets need of it, a quarter of a cache line. What is seldom needed is in the maps `details` and
+ * `past`, at the number of its set * XM_WAYS + way.
  *
- * The lower 16 bits of the two `bytes` are, together, what the policy said of the source when it was asked in this window: its number, and in
- * the last two bits the code + 1; 0 when it was not asked. 2^32 packets in a window have less than 2^48 bytes.
- * Written by the packet path of one CPU alone, since each CPU has a slice of the table.
+ * `state` is one word, so that whoever reads it sees what belongs together. From below: bytes and packets that were counted since these fields were
+ * last full and added to the details (16 and 5 bits); when it was last seen (8 bits, control.seen_shift); whether it was heard in the window
+ * before, XM_STATE_CARRIED; what the policy said of the source (enum xm_code with XM_CODE_LINE for no prefix; 0: nobody asked); and the lower half
+ * of control.moment: the policy's number when it was asked, and the id of the window in which the talker was last heard; id 0: nobody's.
+ *
+ * The details belong to that window, and the past to the one before it, if the state says that the talker was heard then. Nothing is cleared at a
+ * window's end: the first packet of a new window moves the counts to the past. Written by the packet path of one CPU alone, since each CPU has a slice
+ * of the table.
  */
 struct xm_talker {
-	u8 source[16];
+	u32 name;       /* the exclusive or of the four words of the source: of IPv4 the address itself */
 	u16 port;       /* destination; ephemeral ports are folded to control.ephemeral_first */
 	u8 protocol;
-	u8 family;      /* enum xm_family; 0: the entry is free */
-	u32 window;
-	u64 bytes[2];   /* << XM_BYTES_SHIFT */
-	u32 packets[2]; /* at 2^32 - 1 further packets go to `untracked` */
-	u32 syns[2];    /* TCP with SYN and without ACK */
-	u32 first_seen;
-	u32 last_seen;
+	u8 family;      /* enum xm_family; 0: the entry was never used */
+	u64 state;
 };
 
 struct xm_set {
 	struct xm_talker way[XM_WAYS];
 };
 
+struct xm_detail {
+	u64 high;       /* of the source, the last eight bytes; of IPv4 0 */
+	u32 second;     /* the second four; the first four are what makes the name of all */
+	u32 first_seen;
+	u64 bytes;      /* of the window in the state, with what is in the state */
+	u32 packets;    /* where they would not fit further packets go to `untracked` */
+	u32 syns;       /* TCP with SYN and without ACK */
+};
+
+/* What was counted in the window before. */
+struct xm_past {
+	u64 bytes;
+	u32 packets;
+	u32 syns;
+};
+
 /*
  * One source on one destination port, told by the whole 5-tuple: an entry of the same table where flows are on. `tcp_flags` are all that were
- * seen in a window, with the same indexes; `outcome` and `slot` are those of the last packet. Of ICMP and ICMPv6 `destination_port` is the
- * type + 1 and `source_port` the code.
+ * seen in a window, of the one in the state and of the one before; `outcome` and `slot` are those of the last packet. Of ICMP and ICMPv6
+ * `destination_port` is the type + 1 and `source_port` the code.
  */
 struct xm_flow {
 	struct xm_talker talker;
@@ -259,7 +289,8 @@ struct xm_flow {
 	u8 outcome;           /* enum xm_outcome */
 	u8 slot;
 	u64 ip_bytes[2];      /* of the IP packets, without what is around them */
-	u8 pad[24];
+	u32 last_seen;
+	u32 pad;
 };
 
 struct xm_flow_set {
@@ -294,6 +325,13 @@ struct xm_budget {
 	u32 unknown;  /* of these, for sources not known before */
 };
 
+/* Per CPU: the time, asked for once in a tick of the kernel's. */
+struct xm_clock {
+	u64 tick;     /* jiffies */
+	u64 now;      /* CLOCK_MONOTONIC as of this tick, ns */
+	u64 seen;     /* the same as it stands in a talker's state */
+};
+
 /*
  * What is known of a packet. The fields that most packets have are two words, which are written whole. It is in a map, not on the stack: the
  * verifier then forgets what it knew of each field, and the paths through the parser meet.
@@ -318,13 +356,14 @@ struct xm_packet {
 	u16 link;      /* bytes before the IP header: where flows are on */
 	u8 icmp_code;
 	u8 hop_limit;
-	u32 way;       /* of its talker's set, where that is known */
+	u32 place;     /* of its talker in `details` and `past`, where that is known */
 };
 
 /* Per CPU, element 0 of the map `cpu`. */
 struct xm_cpu {
 	struct xm_tallies tallies;
 	struct xm_budget budget;
+	struct xm_clock clock;
 	struct xm_packet packet; /* under way */
 };
 
@@ -361,7 +400,7 @@ struct xm_event {
 
 _Static_assert(sizeof(struct xm_count) == 16, "xm_count");
 _Static_assert(sizeof(struct xm_slot) == 8, "xm_slot");
-_Static_assert(sizeof(struct xm_control) == 200, "xm_control");
+_Static_assert(sizeof(struct xm_control) == 208, "xm_control");
 _Static_assert(sizeof(struct xm_ledger) == 96, "xm_ledger");
 _Static_assert(sizeof(struct xm_policy) == 128, "xm_policy");
 _Static_assert(sizeof(struct xm_line) == 64, "xm_line fills a cache line");
@@ -370,15 +409,18 @@ _Static_assert(sizeof(struct xm_bucket6) == 128, "xm_bucket6 fills two cache lin
 _Static_assert(sizeof(struct xm_rule_count) == 40, "xm_rule_count");
 _Static_assert(sizeof(struct xm_sketch) == XM_SKETCH_REGISTERS, "xm_sketch");
 _Static_assert(XM_SKETCH_PAIRS < 256, "the number of a pair is one byte");
-_Static_assert(sizeof(struct xm_talker) == 64, "xm_talker fills a cache line");
-_Static_assert(sizeof(struct xm_set) == 256, "xm_set");
-_Static_assert(sizeof(struct xm_flow) == 128, "xm_flow fills two cache lines");
-_Static_assert(sizeof(struct xm_flow_set) == 512, "xm_flow_set");
+_Static_assert(sizeof(struct xm_talker) == 16, "xm_talker");
+_Static_assert(sizeof(struct xm_set) == 64, "xm_set fills a cache line");
+_Static_assert(sizeof(struct xm_detail) == 32, "xm_detail fills half a cache line");
+_Static_assert(sizeof(struct xm_past) == 16, "xm_past");
+_Static_assert(sizeof(struct xm_flow) == 64, "xm_flow fills a cache line");
+_Static_assert(sizeof(struct xm_flow_set) == 256, "xm_flow_set");
 _Static_assert(sizeof(struct xm_address) == 20, "xm_address");
 _Static_assert(sizeof(struct xm_tallies) == 232, "xm_tallies");
 _Static_assert(sizeof(struct xm_budget) == 24, "xm_budget");
+_Static_assert(sizeof(struct xm_clock) == 24, "xm_clock");
 _Static_assert(sizeof(struct xm_packet) == 64, "xm_packet");
-_Static_assert(sizeof(struct xm_cpu) == 320, "xm_cpu");
+_Static_assert(sizeof(struct xm_cpu) == 344, "xm_cpu");
 _Static_assert(sizeof(struct xm_sampler) == 32, "xm_sampler");
 _Static_assert(sizeof(struct xm_event) == 64, "xm_event");
 

@@ -328,7 +328,7 @@ static __always_inline bool xm_parse_plain_ports(struct xm_cursor *c, struct xm_
 
 /*
  * What most packets are: IPv4 without options, no fragment, TCP or UDP, and nothing odd. False: it is something else. The functions above come
- * to the same, with three times as many instructions.
+ * to the same, with more instructions.
  */
 static __always_inline bool xm_parse_plain4(struct xm_cursor *c, struct xm_packet *p)
 {

@@ -19,13 +19,6 @@ BPF_F_TABLE("array", u32, struct xm_line, lines, 2, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct xm_bucket4, buckets4, 2, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct xm_bucket6, buckets6, 2, BPF_F_MMAPABLE);
 
-/* Begin to read what will be needed: with many sources it is not in the cache, and reads that do not wait for each other cost as one. */
-#define xm_touch(at)                                                                       \
-	do {                                                                               \
-		u64 ignored;                                                               \
-		asm volatile("%0 = *(u64 *)(%1 + 0)" : "=r"(ignored) : "r"(at));           \
-	} while (0)
-
 /* All ones if x, which is below 2^63, is 0, else 0. The barrier keeps clang from making a branch of it, which would be guessed wrong as often
    as sources change. */
 static __always_inline u64 xm_if_zero(u64 x)

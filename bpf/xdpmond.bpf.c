@@ -35,6 +35,8 @@ BPF_F_TABLE("array", u32, struct xm_flow_set, talkers, 1, BPF_F_MMAPABLE);
 #else
 BPF_F_TABLE("array", u32, struct xm_set, talkers, 1, BPF_F_MMAPABLE);
 #endif
+BPF_F_TABLE("array", u32, struct xm_detail, details, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct xm_past, past, 1, BPF_F_MMAPABLE);
 BPF_PERCPU_ARRAY(totals, struct xm_count, XM_TOTAL_CELLS);
 BPF_PERCPU_ARRAY(cpu, struct xm_cpu, 1);
 #ifdef XM_LOCAL
@@ -47,6 +49,14 @@ BPF_RINGBUF_OUTPUT(events, 1);
 
 #define barrier() asm volatile("" ::: "memory")
 
+/* A number that is less than `limit`, a power of two. Clang knows that it is, and would leave out the mask, which the verifier of kernel 6.1
+   needs. */
+static __always_inline u64 small(u64 number, u64 limit)
+{
+	asm volatile("" : "+r"(number));
+	return number & (limit - 1);
+}
+
 /* Both are per CPU, or of one CPU's slice, so that plain additions lose nothing. */
 static __always_inline void add(struct xm_count *count, u64 size)
 {
@@ -58,6 +68,15 @@ static __always_inline u64 mix(u64 hash, u64 word, u64 multiplier)
 {
 	hash = (hash ^ word) * multiplier;
 	return hash ^ (hash >> 32);
+}
+
+/* Of a source, in 32 bits. */
+static __always_inline u64 name_of(const struct xm_packet *p)
+{
+	if (p->family == XM_FAMILY_IPV4)
+		return p->source[0];
+	u64 words = p->source[0] ^ p->source[1];
+	return (u32)words ^ words >> 32;
 }
 
 /* A sender who does not know the seed cannot aim at a set of the talker table. `tail` tells what the talker is beside its source. */
@@ -93,11 +112,26 @@ static __always_inline u16 talker_port(const struct xm_control *ctl, const struc
 	return port_flags(port) & listens ? port : ctl->ephemeral_first;
 }
 
-/* Counts that the daemon has not read from this entry and would lose with it. While it reads the window before the running one, that
-   window's counts are not lost but keep the entry from being replaced. */
-static __always_inline bool keeps_closed(const struct xm_talker *t, u32 window)
+/* What `state` says. */
+static __always_inline u64 id_in(u64 state)
 {
-	return (t->window == window && t->packets[1]) || (t->window == window - 1 && t->packets[0]);
+	return state >> (XM_STATE_MOMENT_SHIFT + XM_POLICY_BITS);
+}
+
+/* Of the window before. To be read after the moment, before which it was stored: see Control.close_window. */
+static __always_inline u64 id_before(const struct xm_control *ctl)
+{
+	return *(volatile u32 *)&ctl->before & (XM_WINDOW_IDS - 1);
+}
+
+static __always_inline u64 id_of(u64 moment)
+{
+	return moment >> XM_POLICY_BITS;
+}
+
+static __always_inline u64 packets_in(u64 state)
+{
+	return (state & XM_STATE_PACKETS) >> XM_STATE_PACKETS_SHIFT;
 }
 
 /*
@@ -108,36 +142,41 @@ static __always_inline bool keeps_closed(const struct xm_talker *t, u32 window)
 #define xm_entry xm_flow
 #define xm_entry_set xm_flow_set
 #define xm_talker_of(entry) (&(entry)->talker)
+#define XM_LOOK 2
 #else
 #define xm_entry xm_talker
 #define xm_entry_set xm_set
 #define xm_talker_of(entry) (entry)
+#define XM_LOOK 4 /* entries of a set that the search begins with */
 #endif
 
 /* What is known of a packet beside its talker. */
 struct xm_more {
 	u32 ports; /* the source's, and above it the destination's */
 	u32 ip_size;
+	u32 seen;  /* now, in units of XM_SEEN_SHIFT */
 	u8 outcome;
 	u8 slot;
 };
 
-static __always_inline bool flow_is(const struct xm_entry *entry, const struct xm_packet *p, const struct xm_more *more)
+/* Of two flows of one talker: 0 if they are the same. */
+static __always_inline u64 flow_differs(const struct xm_entry *entry, const struct xm_packet *p, const struct xm_more *more)
 {
 #ifdef XM_FLOWS
 	const u64 *key = (const u64 *)entry->destination;
-	return key[0] == p->destination[0] && key[1] == p->destination[1] && (u32)key[2] == more->ports;
+	u64 differs = (key[0] ^ p->destination[0]) | (key[1] ^ p->destination[1]) | (u32)(key[2] ^ more->ports);
+	return (u32)differs | differs >> 32;
 #else
-	return true;
+	return 0;
 #endif
 }
 
-/* Before the window's number is stored, and after. */
-static __always_inline void flow_move(struct xm_entry *entry, bool keep)
+/* Before the window's id is stored, and after. */
+static __always_inline void flow_move(struct xm_entry *entry)
 {
 #ifdef XM_FLOWS
-	entry->ip_bytes[1] = keep ? entry->ip_bytes[0] : 0;
-	entry->tcp_flags[1] = keep ? entry->tcp_flags[0] : 0;
+	entry->ip_bytes[1] = entry->ip_bytes[0];
+	entry->tcp_flags[1] = entry->tcp_flags[0];
 #endif
 }
 
@@ -166,38 +205,51 @@ static __always_inline void flow_count(struct xm_entry *entry, const struct xm_p
 	entry->tcp_flags[0] |= p->tcp_flags;
 	entry->outcome = more->outcome;
 	entry->slot = more->slot;
+	entry->last_seen = more->seen;
 #endif
 }
 
-#define XM_REMEMBERED ((1ULL << XM_BYTES_SHIFT) - 1)
-
-/* What the policy said of this talker's source in the running window, in 32 bits, or 0. */
-static __always_inline u64 remembered(const struct xm_talker *t)
+static __always_inline bool is_syn(const struct xm_packet *p)
 {
-	return (t->bytes[0] & XM_REMEMBERED) | (t->bytes[1] & XM_REMEMBERED) << XM_BYTES_SHIFT;
+	return (p->tcp_flags & (XM_TCP_SYN | XM_TCP_ACK)) == XM_TCP_SYN;
 }
 
-static __always_inline void remember(struct xm_talker *t, u64 what)
+/* What is kept aside for the entry at a place. */
+static __always_inline struct xm_detail *detail_at(u64 place)
 {
-	t->bytes[0] = (t->bytes[0] & ~XM_REMEMBERED) | (what & XM_REMEMBERED);
-	t->bytes[1] = (t->bytes[1] & ~XM_REMEMBERED) | what >> XM_BYTES_SHIFT;
+	u32 index = place;
+	return details.lookup(&index);
 }
 
-static __always_inline void roll(struct xm_entry *entry, u32 window)
+static __always_inline struct xm_past *past_at(u64 place)
 {
-	struct xm_talker *t = xm_talker_of(entry);
-	bool just_before = t->window == window - 1;
-	t->packets[1] = just_before ? t->packets[0] : 0;
-	t->bytes[1] = just_before ? t->bytes[0] & ~XM_REMEMBERED : 0; /* a new window asks anew */
-	t->syns[1] = just_before ? t->syns[0] : 0;
-	flow_move(entry, just_before);
-	barrier(); /* a reader that sees the new number must see the moved counts: see kernel/talkers.py */
-	t->window = window;
+	u32 index = place;
+	return past.lookup(&index);
+}
+
+/* Begin a window in an entry; returns its new state. */
+static __always_inline u64 roll(const struct xm_control *ctl, struct xm_entry *entry, u64 place, u64 state, u64 moment)
+{
+	struct xm_detail *d = detail_at(place);
+	struct xm_past *before = past_at(place);
+	if (!d || !before)
+		return state;
+	u64 carried = id_in(state) == id_before(ctl) ? XM_STATE_CARRIED : 0;
+	if (carried) {
+		before->packets = d->packets + packets_in(state);
+		before->bytes = d->bytes + (state & XM_STATE_BYTES);
+		before->syns = d->syns;
+		flow_move(entry);
+	}
+	state = moment << XM_STATE_MOMENT_SHIFT | carried;
+	barrier(); /* a reader that sees the new id must see the moved counts: see kernel/talkers.py */
+	xm_talker_of(entry)->state = state;
 	barrier();
-	t->packets[0] = 0;
-	t->bytes[0] = 0;
-	t->syns[0] = 0;
+	d->packets = 0;
+	d->bytes = 0;
+	d->syns = 0;
 	flow_zero(entry);
+	return state;
 }
 
 /* Enter a rank in the register of a cell. Shared by all CPUs, without a lock: of two that raise one register at once the larger rank may be
@@ -205,15 +257,14 @@ static __always_inline void roll(struct xm_entry *entry, u32 window)
 static __always_inline void raise(u64 cell, u64 place, u8 rank)
 {
 	struct xm_sketch *sketch = xm_value_of(XM_VALUE_SKETCHES);
-	asm volatile("" : "+r"(cell)); /* clang knows that it is small and would leave out the mask, which the verifier of kernel 6.1 needs */
-	u8 *held = &sketch[cell & (2 * XM_SKETCH_CELLS - 1)].registers[place & (XM_SKETCH_REGISTERS - 1)];
+	u8 *held = &sketch[small(cell, 2 * XM_SKETCH_CELLS)].registers[place & (XM_SKETCH_REGISTERS - 1)];
 	if (*held < rank)
 		*held = rank;
 }
 
 /* Enter the source in the sketches of its family and of the port in `tail`, if that has one. Needed once in a window for each talker, which
    is when it gets its entry or is the first time heard in it; a packet without an entry may be the first of its source. */
-static __always_inline void sketch_source(const struct xm_control *ctl, const struct xm_packet *p, u64 tail)
+static __always_inline void sketch_source(const struct xm_control *ctl, const struct xm_packet *p, u64 tail, u64 moment)
 {
 	u64 hash = mix(mix(mix(ctl->seed[3], p->source[0], ctl->seed[1]), p->source[1], ctl->seed[2]), p->family, ctl->seed[0]);
 	/* Zeros from the top until a bit is set, plus one; the lowest 14 bits choose the register, and one in their place ends the count. */
@@ -225,7 +276,7 @@ static __always_inline void sketch_source(const struct xm_control *ctl, const st
 	ones |= ones >> 16;
 	ones |= ones >> 32;
 	u8 rank = 51 - __builtin_popcountll(ones);
-	u64 half = (*(volatile u32 *)&ctl->window & 1) * XM_SKETCH_CELLS;
+	u64 half = (id_of(moment) & 1) * XM_SKETCH_CELLS;
 	u64 family = p->family == XM_FAMILY_IPV6;
 	raise(half + family * XM_SKETCH_OVERALL + ((hash / XM_SKETCH_REGISTERS) & (XM_SKETCH_OVERALL - 1)), hash, rank);
 
@@ -236,26 +287,22 @@ static __always_inline void sketch_source(const struct xm_control *ctl, const st
 		raise(half + 2 * XM_SKETCH_OVERALL + 2 * (pair - 1) + family, hash, rank);
 }
 
-/* The first set of this CPU's slice, and the two sets that a talker may be in. */
+/* The first set of this CPU's slice. */
 static __always_inline u64 slice_of(const struct xm_control *ctl)
 {
 	return (u64)bpf_get_smp_processor_id() * ((u64)ctl->talker_mask + 1);
 }
 
-static __always_inline struct xm_entry_set *set_of(const struct xm_control *ctl, u64 slice, u64 hash, int choice)
+/* The way with which a talker's search in its first set begins: that of a cache line. */
+static __always_inline u64 line_of(u64 hash)
 {
-	u32 index = slice + ((choice ? hash >> 42 : hash ^ hash >> 48) & ctl->talker_mask);
-	return talkers.lookup(&index);
+	return hash >> 40 & (XM_WAYS - XM_LOOK);
 }
 
-/* Begin to read where the talker most likely is. */
-static __always_inline void touch_talker(struct xm_entry_set *home)
+static __always_inline struct xm_entry_set *set_at(u64 number)
 {
-	xm_touch(home);
-#ifdef XM_FLOWS
-	xm_touch(home->way[0].destination); /* its second line */
-	xm_touch(&home->way[1]);
-#endif
+	u32 index = number;
+	return talkers.lookup(&index);
 }
 
 /* What the table knew of a talker before this packet. */
@@ -265,126 +312,218 @@ enum xm_seen {
 	XM_SEEN_NOW,
 };
 
-/* Where in a set the talker's entry is; XM_WAYS if it is not there. */
-static __always_inline u64 way_of(const struct xm_entry_set *set, const struct xm_packet *p, u64 tail, const struct xm_more *more)
+/* Who the talker of a packet is, and what its places are made from. */
+struct xm_who {
+	u64 key;  /* the first word of its entry */
+	u64 hash;
+	u64 slice;
+	u64 home; /* number of its first set */
+};
+
+/* The two sets that a talker may be in. */
+static __always_inline u64 home_set(const struct xm_control *ctl, u64 slice, u64 hash)
 {
-#pragma unroll
-	for (int way = 0; way < XM_WAYS; way++) {
-		const struct xm_entry *entry = &set->way[way];
-		const struct xm_talker *t = xm_talker_of(entry);
-		const u64 *key = (const u64 *)t;
-		/* Port, protocol and family as one word. */
-		if (key[0] == p->source[0] && key[1] == p->source[1] && *(const u32 *)&t->port == tail && flow_is(entry, p, more))
-			return way;
-	}
-	return XM_WAYS;
+	return slice + ((hash ^ hash >> 48) & ctl->talker_mask);
 }
 
-/* The entry that makes room: that which was silent longest; 0 if all have what the daemon has still to read. */
-static __always_inline struct xm_entry *oldest_talker(const struct xm_control *ctl, struct xm_entry_set *home, struct xm_entry_set *other,
-						      u32 window, u32 now)
+static __always_inline u64 other_set(const struct xm_control *ctl, const struct xm_who *who)
 {
-	bool reading = *(volatile u32 *)&ctl->read_window != window - 1;
-	struct xm_entry *oldest = 0;
-	u32 oldest_age = 0;
+	return who->slice + (who->hash >> 42 & ctl->talker_mask);
+}
+
+/* 0 if the entry is of this talker or flow, but for what stands in the details; else below 2^63, since no family has a number of eight bits. */
+static __always_inline u64 differs(const struct xm_entry *entry, const struct xm_packet *p, const struct xm_who *who, const struct xm_more *more)
+{
+	return (*(const u64 *)entry ^ who->key) | flow_differs(entry, p, more);
+}
+
+static __always_inline bool source_is(const struct xm_packet *p, u64 place)
+{
+	if (p->family == XM_FAMILY_IPV4)
+		return true;
+	const struct xm_detail *d = detail_at(place);
+	return d && d->high == p->source[1] && d->second == p->source[0] >> 32;
+}
+
+/* The place of a talker that is in this set, else XM_NOWHERE. */
+#define XM_NOWHERE 0xffffffff
+static __always_inline u64 place_in(const struct xm_entry_set *set, u64 number, const struct xm_packet *p, const struct xm_who *who,
+				    const struct xm_more *more)
+{
 #pragma unroll
-	for (int choice = 0; choice < 2; choice++) {
-		struct xm_entry_set *set = choice ? other : home;
-		if (!set)
-			break;
+	for (int way = 0; way < XM_WAYS; way++)
+		if (!differs(&set->way[way], p, who, more) && source_is(p, number * XM_WAYS + way))
+			return number * XM_WAYS + way;
+	return XM_NOWHERE;
+}
+
+/* The entry that makes room, and its place: that which was silent longest, and of those that were last seen at one time that with the fewest
+   packets; 0 if all have what the daemon has still to read. */
+static __always_inline struct xm_entry *oldest_talker(const struct xm_control *ctl, struct xm_packet *p, struct xm_entry_set *home,
+						      const struct xm_who *who, u64 moment, u64 seen, u64 *place)
+{
+	bool reading = *(volatile u32 *)&ctl->read_window != *(volatile u32 *)&ctl->before;
+	u64 before = id_before(ctl);
+	u64 number = other_set(ctl, who);
+	struct xm_entry_set *other = set_at(number);
+	if (!other)
+		return 0;
+	const u64 lower = XM_STATE_SEEN | XM_STATE_PACKETS | XM_STATE_BYTES;
+	u64 line = line_of(who->hash), oldest = 0, oldest_age = 0, now = seen | XM_STATE_PACKETS | XM_STATE_BYTES;
 #pragma unroll
-		for (int way = 0; way < XM_WAYS; way++) {
-			const struct xm_talker *t = xm_talker_of(&set->way[way]);
-			/* One that was silent for a whole window goes like one that is free. */
-			u32 age = t->family && window - t->window <= 1 ? now - t->last_seen + 1 : 0xffffffff;
-			if (age > oldest_age && !(reading && keeps_closed(t, window))) {
-				oldest = &set->way[way];
-				oldest_age = age;
-			}
+	for (int i = 0; i < 2 * XM_WAYS; i++) {
+		u64 state = xm_talker_of(&(i < XM_WAYS ? home : other)->way[(i % XM_WAYS) ^ line])->state;
+		u64 age = ((now - state) & lower) + 1;
+		/* What the daemon has not read of an entry would be lost with it. */
+		bool unread = reading;
+		if (id_in(state) == id_of(moment)) {
+			unread = reading && state & XM_STATE_CARRIED;
+		} else if (id_in(state) == before) {
+			age += lower;
+		} else {
+			/* One that was silent for a whole window goes like one that is free: of these the first. */
+			age = ~0ULL;
+			unread = false;
+		}
+		if (age > oldest_age && !unread) {
+			oldest = i;
+			oldest_age = age;
 		}
 	}
-	return oldest;
-}
-
-/* The entry of a talker or flow, whose hash it is, in this CPU's slice of the table. It is in one of two sets, so that a table which is half
-   full turns hardly anybody away. */
-static __always_inline struct xm_entry *find_entry(const struct xm_control *ctl, struct xm_packet *p, struct xm_entry_set *home, u64 slice,
-						   u64 tail, u64 hash, const struct xm_more *more)
-{
-	struct xm_entry_set *set = home;
-	u64 way = way_of(home, p, tail, more);
-	if (way == XM_WAYS) {
-		set = set_of(ctl, slice, hash, 1);
-		if (!set)
-			return 0;
-		way = way_of(set, p, tail, more);
-		if (way == XM_WAYS)
-			return 0;
-	}
+	if (!oldest_age)
+		return 0;
 	/* By way of memory: the verifier then takes all ways for one, and looks at what follows once. */
-	*(volatile u32 *)&p->way = way;
-	return &set->way[*(volatile u32 *)&p->way & (XM_WAYS - 1)];
+	*(volatile u32 *)&p->place = oldest;
+	oldest = *(volatile u32 *)&p->place;
+	u64 way = (oldest ^ line) & (XM_WAYS - 1);
+	if (oldest < XM_WAYS) {
+		number = who->home;
+		other = home;
+	}
+	*place = number * XM_WAYS + way;
+	return &other->way[small(way, XM_WAYS)];
 }
 
-/* Counts the packet in its talker's entry, or in one that makes room for it. `says` is what the policy said of it, to be remembered; 0 if it was
-   not asked. */
-static __always_inline enum xm_seen account_talker(const struct xm_control *ctl, const struct xm_packet *p, struct xm_tallies *tallies,
-						   struct xm_entry *entry, struct xm_entry_set *home, u64 slice, u64 tail, u64 hash,
-						   const struct xm_more *more, u64 size, u32 window, u32 now, u64 says)
+/* The entry of a talker or flow in this CPU's slice of the table, and its place. It is in one of two sets, so that a table which is half full
+   turns hardly anybody away. */
+static __always_inline struct xm_entry *find_entry(const struct xm_control *ctl, struct xm_packet *p, struct xm_entry_set *home,
+						   const struct xm_who *who, const struct xm_more *more)
 {
-	bool syn = (p->tcp_flags & (XM_TCP_SYN | XM_TCP_ACK)) == XM_TCP_SYN;
-	if (entry) {
-		struct xm_talker *t = xm_talker_of(entry);
-		enum xm_seen seen = XM_SEEN_NOW;
-		if (t->window != window) {
-			roll(entry, window);
-			seen = XM_SEEN_BEFORE;
-		}
-		if (t->packets[0] == 0xffffffff) {
+	u64 line = line_of(who->hash), found = 0;
+	/* The details of a set are two lines. Their reads begin here, so that they come together with that of the set. */
+	if (p->family != XM_FAMILY_IPV4) {
+		struct xm_detail *d = detail_at(who->home * XM_WAYS);
+		if (d)
+			*(volatile u64 *)&d->high;
+		d = detail_at(who->home * XM_WAYS + 2);
+		if (d)
+			*(volatile u64 *)&d->high;
+	}
+	/* Nine in ten are in the line where they would be first, and which of its entries it is, is not a branch: it would be guessed wrong
+	   most of the time, and that be known only when the line is there, so that nothing could be done meanwhile. The barriers keep clang
+	   from making one. */
+#pragma unroll
+	for (int i = 0; i < XM_LOOK; i++) {
+		u64 is = differs(&home->way[line + i], p, who, more) - 1;
+		asm volatile("" : "+r"(is));
+		found |= is >> 63 << i;
+	}
+	u64 way = line + (((found >> 1) - (found >> 3)) & (XM_LOOK - 1)); /* of four bits the one that is set */
+	u64 place = who->home * XM_WAYS + way;
+	if (found && source_is(p, place)) {
+		p->place = place;
+		return &home->way[small(way, XM_WAYS)];
+	}
+	struct xm_entry_set *set = home;
+	place = XM_NOWHERE;
+	if (found || XM_LOOK < XM_WAYS)
+		place = place_in(home, who->home, p, who, more);
+	if (place == XM_NOWHERE) {
+		u64 number = other_set(ctl, who);
+		set = set_at(number);
+		if (!set)
+			return 0;
+		place = place_in(set, number, p, who, more);
+		if (place == XM_NOWHERE)
+			return 0;
+	}
+	/* By way of memory, as above. */
+	*(volatile u32 *)&p->place = place;
+	return &set->way[*(volatile u32 *)&p->place & (XM_WAYS - 1)];
+}
+
+/* Counts a packet in its talker's entry, whose state is to be this one. */
+static __always_inline void count_packet(const struct xm_packet *p, struct xm_tallies *tallies, struct xm_entry *entry, u64 state,
+					 const struct xm_more *more, u64 size, u64 seen)
+{
+	struct xm_talker *t = xm_talker_of(entry);
+	struct xm_detail *d;
+	u64 bytes = (state & XM_STATE_BYTES) + size;
+	state = (state & ~XM_STATE_SEEN) | seen;
+	if (bytes > XM_STATE_BYTES || (state & XM_STATE_PACKETS) == XM_STATE_PACKETS) {
+		d = detail_at(p->place);
+		if (!d)
+			return;
+		u64 packets = d->packets + packets_in(state);
+		if (packets > 0xffffffff - packets_in(XM_STATE_PACKETS)) {
 			add(&tallies->untracked, size);
-			return seen;
+			return;
 		}
-		t->packets[0] += 1;
-		t->bytes[0] += size << XM_BYTES_SHIFT;
-		if (syn)
-			t->syns[0] += 1;
-		t->last_seen = now;
-		flow_count(entry, p, more);
-		if (says)
-			remember(t, says);
-		return seen;
+		/* This packet stays, its bytes do not. A reader may miss for a moment what is on its way, and never finds it twice. */
+		t->state = (state & ~(XM_STATE_PACKETS | XM_STATE_BYTES)) + (1 << XM_STATE_PACKETS_SHIFT);
+		barrier();
+		d->packets = packets;
+		d->bytes += bytes;
+	} else {
+		t->state = state + (1 << XM_STATE_PACKETS_SHIFT) + size;
 	}
-	struct xm_entry *old = oldest_talker(ctl, home, set_of(ctl, slice, hash, 1), window, now);
-	if (!old) {
+	flow_count(entry, p, more);
+	if (is_syn(p)) {
+		d = detail_at(p->place);
+		if (d)
+			d->syns += 1;
+	}
+}
+
+/* Makes an entry for a new talker, with its first packet. */
+static __always_inline void enter_talker(const struct xm_control *ctl, struct xm_packet *p, struct xm_tallies *tallies,
+					 struct xm_entry_set *home, const struct xm_who *who, const struct xm_more *more, u64 size, u64 moment,
+					 u64 code, u64 seen, u64 now)
+{
+	u64 place = 0;
+	struct xm_entry *entry = oldest_talker(ctl, p, home, who, moment, seen, &place);
+	struct xm_detail *d = detail_at(place);
+	if (!entry || !d) {
 		add(&tallies->untracked, size);
-		return XM_SEEN_NEVER;
+		return;
 	}
-	struct xm_talker *victim = xm_talker_of(old);
-	if (victim->family && victim->window == window) {
-		tallies->evicted.packets += victim->packets[0];
-		tallies->evicted.bytes += victim->bytes[0] >> XM_BYTES_SHIFT;
+	struct xm_talker *t = xm_talker_of(entry);
+	u64 state = t->state;
+	if (id_in(state) == id_of(moment)) {
+		tallies->evicted.packets += packets_in(state);
+		tallies->evicted.bytes += state & XM_STATE_BYTES;
 		tallies->evictions += 1;
+		/* A single packet with its bytes has nothing in the details, whose line is not waited for then: in a flood that is most of them. */
+		if (packets_in(state) > 1 || !(state & XM_STATE_BYTES)) {
+			tallies->evicted.packets += d->packets;
+			tallies->evicted.bytes += d->bytes;
+		}
 	}
-	u64 *key = (u64 *)victim;
-	victim->packets[1] = 0;
-	victim->bytes[1] = 0;
-	victim->syns[1] = 0;
-	flow_move(old, false);
+	t->state = 0; /* nobody's, until it is whole */
 	barrier();
-	flow_name(old, p, more);
-	key[0] = p->source[0];
-	key[1] = p->source[1];
-	key[2] = tail | (u64)window << 32;
+	*(u64 *)t = who->key;
+	d->high = p->source[1];
+	d->second = p->source[0] >> 32;
+	d->first_seen = now >> XM_SEEN_SHIFT;
+	u64 held = size > XM_STATE_BYTES ? 0 : size;
+	d->bytes = size - held;
+	d->packets = 0;
+	d->syns = is_syn(p);
+	flow_name(entry, p, more);
+	flow_zero(entry);
+	flow_count(entry, p, more);
 	barrier();
-	victim->packets[0] = 1;
-	victim->bytes[0] = size << XM_BYTES_SHIFT | (says & XM_REMEMBERED);
-	victim->bytes[1] = says >> XM_BYTES_SHIFT;
-	victim->syns[0] = syn;
-	victim->first_seen = now;
-	victim->last_seen = now;
-	flow_zero(old);
-	flow_count(old, p, more);
-	return XM_SEEN_NEVER;
+	t->state = moment << XM_STATE_MOMENT_SHIFT | code << XM_STATE_CODE_SHIFT | seen | 1 << XM_STATE_PACKETS_SHIFT | held;
 }
 
 /* Is the packet for this host? An address of its own, loopback, broadcast or multicast; what it forwards, or only sees, is not. */
@@ -485,19 +624,33 @@ static __always_inline void sample_event(const struct xm_control *ctl, struct xm
 }
 #endif
 
-/* With branches: what is guessed right need not wait for the policy's lines, and what follows goes on. */
-static __always_inline u64 decide(const struct xm_packet *p, u64 code, u64 default_verdict, bool enforce)
+static __always_inline const struct xm_policy *policy_of(u64 moment)
 {
-	u64 verdict = code == XM_CODE_ALLOW ? XM_VERDICT_ALLOW : code == XM_CODE_DENY ? XM_VERDICT_DENY : default_verdict;
-	if (verdict == XM_VERDICT_ALLOW)
-		return code ? XM_ALLOWED : XM_DEFAULT_ALLOWED;
-	if (verdict == XM_VERDICT_LOG)
-		return XM_DEFAULT_LOGGED;
-	if (!enforce)
-		return code ? XM_DENIED_PASSED : XM_DEFAULT_DENIED_PASSED;
+	return xm_value_of(XM_VALUE_POLICY) + (moment & 1) * (sizeof(struct xm_policy) + XM_TOPS * sizeof(u32));
+}
+
+#define XM_BY_DEFAULT ((int)XM_DEFAULT_ALLOWED - XM_VERDICT_ALLOW)
+#define XM_CODE_DEFAULT XM_CODE_LINE /* in place of 0, where 0 is what nobody asked */
+
+/* What becomes of a packet that is dropped nowhere, by the policy's code for its source. With a branch: what is guessed right need not wait
+   for the policy's lines, and what follows goes on. */
+static __always_inline u64 judge(u64 moment, u64 code)
+{
+	_Static_assert(XM_ALLOWED == (int)XM_CODE_ALLOW && XM_DENIED_PASSED == (int)XM_CODE_DENY, "a code is its outcome");
+	_Static_assert(XM_DEFAULT_LOGGED == XM_VERDICT_LOG + XM_BY_DEFAULT && XM_DEFAULT_DENIED_PASSED == XM_VERDICT_DENY + XM_BY_DEFAULT,
+		       "outcomes by default are in the order of verdicts");
+	return code != XM_CODE_DEFAULT ? code : policy_of(moment)->default_verdict + XM_BY_DEFAULT;
+}
+
+/* The same where denied packets are dropped. */
+static __always_inline u64 enforced(const struct xm_packet *p, u64 outcome)
+{
+	_Static_assert(XM_DENIED_DROPPED == XM_DENIED_PASSED + 1 && XM_DEFAULT_DENIED_DROPPED == XM_DEFAULT_DENIED_PASSED + 1, "each after its like");
+	if (outcome != XM_DENIED_PASSED && outcome != XM_DEFAULT_DENIED_PASSED)
+		return outcome;
 	if (p->essential == XM_ESSENTIAL_ALWAYS)
 		return XM_ESSENTIAL_PASSED;
-	if (code)
+	if (outcome == XM_DENIED_PASSED)
 		return XM_DENIED_DROPPED;
 	if (p->essential == XM_ESSENTIAL_BEFORE_DEFAULT)
 		return XM_ESSENTIAL_PASSED;
@@ -507,6 +660,19 @@ static __always_inline u64 decide(const struct xm_packet *p, u64 code, u64 defau
 			return XM_ESSENTIAL_PASSED;
 	}
 	return XM_DEFAULT_DENIED_DROPPED;
+}
+
+/* CLOCK_MONOTONIC in ns, as of the last tick or the one before it. The clock itself is asked in the first packet after a tick: a call takes
+   as long as a tenth of all else that is done for a packet, and the number of the tick is one read. */
+static __always_inline u64 time_of(const struct xm_control *ctl, struct xm_clock *clock)
+{
+	u64 tick = bpf_jiffies64();
+	if (clock->tick != tick) {
+		clock->tick = tick;
+		clock->now = bpf_ktime_get_coarse_ns();
+		clock->seen = clock->now >> (ctl->seen_shift & 63) << XM_STATE_SEEN_SHIFT & XM_STATE_SEEN;
+	}
+	return clock->now;
 }
 
 /* Does a frame start with an Ethernet header, or with that of IP? The daemon writes 1 or 0 in the place of the mark, and so loads two programs
@@ -533,7 +699,7 @@ int xdpmond(struct xdp_md *ctx)
 #else
 	u64 size = (long)ctx->data_end - (long)ctx->data;
 #endif
-	u64 now = bpf_ktime_get_coarse_ns();
+	u64 now = time_of(ctl, &of_cpu->clock);
 	u64 slice = slice_of(ctl);
 
 	u32 ifindex = ctx->ingress_ifindex;
@@ -569,46 +735,58 @@ int xdpmond(struct xdp_md *ctx)
 
 	u64 outcome = XM_NO_SOURCE;
 	if (p->family) {
-		u64 policy_number = *(volatile u32 *)&ctl->policy;
-		const struct xm_policy *held = xm_value_of(XM_VALUE_POLICY) + (policy_number & 1) * (sizeof(struct xm_policy) + XM_TOPS * sizeof(u32));
+		u64 moment = *(volatile u32 *)&ctl->moment;
 		u64 tail = (*(u32 *)&p->has_ports & 0xffff0000) | talker_port(ctl, p); /* port, protocol, family, as in struct xm_talker */
 		u64 hash = hash_talker(ctl, p, tail);
 		struct xm_more more = {};
-		u64 entry_hash = hash;
+		struct xm_who who = {.key = tail << 32 | name_of(p), .hash = hash, .slice = slice};
 #ifdef XM_FLOWS
 		more.ports = p->source_port | p->icmp_code | (u32)(p->destination_port | p->icmp) << 16;
 		more.ip_size = p->ip_size && p->ip_size < size - p->link ? p->ip_size : size - p->link;
 		more.slot = number;
-		entry_hash = hash_flow(ctl, p, hash, more.ports);
+		more.seen = now >> XM_SEEN_SHIFT;
+		who.hash = hash_flow(ctl, p, hash, more.ports);
 #endif
-		struct xm_entry_set *home = set_of(ctl, slice, entry_hash, 0);
+		who.home = home_set(ctl, slice, who.hash);
+		struct xm_entry_set *home = set_at(who.home);
 		if (!home)
 			return XDP_PASS;
-		touch_talker(home);
+		bool here = to_this_host(p);
+		struct xm_entry *entry = here ? find_entry(ctl, p, home, &who, &more) : 0;
+		enum xm_seen seen = entry ? XM_SEEN_NOW : XM_SEEN_NEVER;
+		u64 state = entry ? xm_talker_of(entry)->state : 0;
+		u64 code = state >> XM_STATE_CODE_SHIFT & 3;
+		if (state >> XM_STATE_MOMENT_SHIFT != moment) {
+			code = 0;
+			if (entry && id_in(state) != id_of(moment)) {
+				state = roll(ctl, entry, p->place, state, moment);
+				seen = XM_SEEN_BEFORE;
+			}
+		}
 		/* What a talker's entry remembers of the policy that holds need not be looked up: a source costs the same under one prefix and
 		   under a million. */
-		u32 window = *(volatile u32 *)&ctl->window;
-		bool here = to_this_host(p);
-		struct xm_entry *entry = here ? find_entry(ctl, p, home, slice, tail, entry_hash, &more) : 0;
-		u64 first = (u32)(policy_number << 2) + 1; /* what says XM_CODE_NONE of this policy */
-		u64 code = entry && xm_talker_of(entry)->window == window ? remembered(xm_talker_of(entry)) - first : ~0ULL;
-		u64 says = 0;
-		if (code > XM_CODE_DENY) {
+		if (!code) {
+			const struct xm_policy *held = policy_of(moment);
 			code = p->family == XM_FAMILY_IPV4 ? xm_verdict4(ctl, held, bpf_ntohl((u32)p->source[0]))
 							   : xm_verdict6(ctl, held, bpf_ntohll(p->source[0]), bpf_ntohll(p->source[1]));
-			says = first + code;
+			if (!code)
+				code = XM_CODE_DEFAULT;
+			u64 remembered = moment & (XM_POLICY_NUMBERS - 2) ? code : 0;
+			state = (state & (XM_STATE_CARRIED * 2 - 1)) | moment << XM_STATE_MOMENT_SHIFT | remembered << XM_STATE_CODE_SHIFT;
 		}
-		outcome = decide(p, code, held->default_verdict, enforce);
+		outcome = judge(moment, code);
+		if (enforce)
+			outcome = enforced(p, outcome);
 		more.outcome = outcome;
 		add(&tally->sourced, size);
-		enum xm_seen seen = XM_SEEN_NEVER;
-		if (here) {
-			seen = account_talker(ctl, p, tally, entry, home, slice, tail, entry_hash, &more, size, window, now >> XM_SEEN_SHIFT, says);
-			if (seen != XM_SEEN_NOW)
-				sketch_source(ctl, p, tail);
-		} else {
+		if (entry)
+			count_packet(p, tally, entry, state, &more, size, of_cpu->clock.seen);
+		else if (here)
+			enter_talker(ctl, p, tally, home, &who, &more, size, moment, state >> XM_STATE_CODE_SHIFT & 3, of_cpu->clock.seen, now);
+		else
 			add(&tally->elsewhere, size);
-		}
+		if (here && seen != XM_SEEN_NOW)
+			sketch_source(ctl, p, tail, moment);
 #ifdef XM_EVENTS
 		bool reported = outcome != XM_ALLOWED && outcome != XM_DEFAULT_ALLOWED && outcome != XM_ESSENTIAL_PASSED;
 		if (reported)

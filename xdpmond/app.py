@@ -478,7 +478,7 @@ class Daemon:
         control, book = self._datapath.control, self._book
         epoch = time.time() - time.monotonic()
         number, started = control.window, control.window_started + epoch
-        closing = number - 1 if control.reading else number
+        closing = control.before if control.reading else number
         # One that waits to be read since a crash has been followed by another already.
         lost_before = book.lost if control.reading else lost(self._datapath.tallies())
         exact_until = book.lost

@@ -118,7 +118,7 @@ class Tables:
 
     talkers: int | None = _setting(None, auto(number(1024, 4194304, power_of_two=True)), """
         Entries of the table of talkers, one for each source and port seen in a window, for each possible CPU; 64 bytes each. With
-        `flows.enable` it has one for each flow, of 128 bytes. When it is full the oldest make room; their packets stay in the totals, and
+        `flows.enable` it has one for each flow, of 112 bytes. When it is full the oldest make room; their packets stay in the totals, and
         the status says how many there were. "auto" is 131072, and less where there are more than 8 CPUs: together 1048576, but at least
         4096 for each.""")
     prefixes: int = _setting(1048576, number(1024, 16777216), "The most prefixes that the policy can hold.")
@@ -211,7 +211,7 @@ class Flows:
     """`[flows]`: what came from one source, address and port, to one destination by one protocol."""
 
     enable: bool = _setting(False, SWITCH, """
-        Count flows, for `xdpmonctl flows` and for `[ipfix]`. Each takes an entry in the table of talkers (`tables.talkers`), of 128 bytes
+        Count flows, for `xdpmonctl flows` and for `[ipfix]`. Each takes an entry in the table of talkers (`tables.talkers`), of 112 bytes
         then. A change takes effect at the next start.""")
     active_timeout: float = _setting(300.0, duration(1, 86400), """
         The record of a flow that goes on ends after so long, and another one begins. Flows are counted by windows (`window`), so a record
@@ -294,7 +294,8 @@ class Config:
     force_default_deny: bool = _setting(False, SWITCH, """
         Permit enforce mode with `default = "deny"`. It also drops the answers to this host's own connections (DNS, package
         downloads, NTP) from sources that are not allowed.""")
-    window: float = _setting(60.0, duration(1, 3600), "The length of the intervals for which talkers are counted.")
+    window: float = _setting(60.0, duration(1, 3600), """
+        The length of the intervals for which talkers are counted. When a talker was last seen is known to a thirtieth of it, or better.""")
     destination: Destination = _setting(Destination.ANY, choice(Destination), """
         Of which packets talkers, sources by port and flows are counted: "any" is all of them, "local" those to this host's own addresses,
         to broadcast and to multicast addresses, without what it forwards. Verdicts and totals are those of all packets either way; what is

@@ -94,7 +94,7 @@ class Harness:
         self.counters = Counters(maps, cpus=build.cpus)
         self.rules = self.new_rules()
         self.prefixes: dict[Prefix, Verdict] = {}
-        self.talkers = TalkerTable(maps["talkers"], cpus=build.cpus, sets=build.sets, flows=build.flows)
+        self.talkers = TalkerTable(maps, self.control, cpus=build.cpus, sets=build.sets, flows=build.flows)
         self.sketches = SketchTable(maps, self.control.window, reading=self.control.reading)
         self.ring = EventRing(maps["events"]) if build.ring_bytes else None
         self.control.set_ephemeral(32768, 60999)
@@ -188,15 +188,38 @@ class Harness:
         entries = np.frombuffer(memory, entry, self.talkers.capacity)
         return entries["talker"] if self.build.flows else entries
 
+    def detail_memory(self) -> np.ndarray:
+        """Their details, to write to."""
+        memory = map_memory(self.loaded.maps["details"], self.talkers.capacity * abi.DETAIL.itemsize, write=True)
+        return np.frombuffer(memory, abi.DETAIL, self.talkers.capacity)
+
     def close_window(self) -> np.ndarray:
         """End a window as the daemon does; its rows."""
-        closed = self.control.close_window()
+        closed = self.control.close_window(self.talkers.following(self.control.window))
         wait_for_packets_under_way()
         rows = self.talkers.read_closed(closed)
         count = count_of(rows)
         self.control.window_read(closed, count.packets, count.bytes)
         self.sketches.clear(closed)
         return rows
+
+
+def state(window: int, packets: int, size: int, *, seen: int = 0, carried: bool = False) -> int:
+    """The state of a talker that was last heard in this window; `packets` and `size` are those that are not in its details. The policy was
+    not asked."""
+    moment = window % abi.WINDOW_IDS << abi.POLICY_BITS
+    lower = carried * abi.STATE_CARRIED | (seen & 0xFF) << abi.STATE_SEEN_SHIFT | packets << abi.STATE_PACKETS_SHIFT | size
+    return moment << abi.STATE_MOMENT_SHIFT | lower
+
+
+def ids_in(states: np.ndarray) -> np.ndarray:
+    """Of the windows."""
+    return states >> np.uint64(abi.STATE_MOMENT_SHIFT + abi.POLICY_BITS)
+
+
+def packets_in(states: np.ndarray) -> np.ndarray:
+    """Those that are not in the details."""
+    return (states & np.uint64(abi.STATE_PACKETS)) >> np.uint64(abi.STATE_PACKETS_SHIFT)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import pytest
 
 from xdpmond.errors import KernelError
 from xdpmond.kernel import libbpf, loader
-from xdpmond.kernel.tables import POLICY_MAPS
+from xdpmond.kernel.tables import POLICY_MAPS, TALKER_MAPS
 from xdpmond.model import Count, Outcome
 
 from .harness import Harness, by_key, small_build
@@ -78,7 +78,7 @@ def test_maps_of_another_size_are_new(datapath: Harness, load: Callable[..., Har
     before = datapath.totals_by_outcome()
     larger = dataclasses.replace(datapath.build, sets=2 * datapath.build.sets)
     again = load(larger, datapath.loaded.maps)
-    assert set(datapath.build.maps) - again.loaded.reused == {"talkers"}
+    assert set(datapath.build.maps) - again.loaded.reused == set(TALKER_MAPS)
     assert libbpf.map_info(again.loaded.maps["talkers"])[3] == larger.cpus * larger.sets
     assert not len(again.running()) and len(datapath.running())
     assert again.totals_by_outcome() == before

@@ -141,17 +141,32 @@ def test_what_the_entry_of_a_talker_remembers(enforcing: Harness, known: str, st
     assert passes(known) and passes(stranger)
 
 
-def test_the_number_of_a_policy_begins_anew(enforcing: Harness) -> None:
-    """After 2^32 changes, and what is remembered of it after 2^30, which takes more than a window."""
+def test_more_changes_than_a_window_has_numbers(enforcing: Harness) -> None:
+    """When all have been used in a window, nobody remembers anything until the next."""
     source = quick_frame(ipaddress.ip_address("198.51.100.1"))
     denied = {Prefix.parse("198.51.100.0/24"): Verdict.DENY}
+    control, entries = enforcing.control, enforcing.talker_memory()
     enforcing.apply({}, list(enforcing.prefixes), whole=True)
-    for number in (0xFFFFFFFE, 0xFFFFFFFF, 0x3FFFFFFE, 0x3FFFFFFF):
-        enforcing.control.block["policy"] = number ^ (number ^ enforcing.control.policy_copy) & 1
-        for change in (denied, {}):
-            enforcing.apply(change, [] if change else list(denied))
-            wanted = libbpf.XDP_DROP if change else libbpf.XDP_PASS
-            assert [enforcing.send(source), enforcing.send(source)] == [wanted, wanted]
+    enforcing.close_window()
+    control._set_moment(control.window, abi.POLICY_NUMBERS - 8 + control.policy_copy)
+    numbers, codes = [], []
+    for change in [denied, {}] * 20:
+        enforcing.apply(change, [] if change else list(denied))
+        moment = int(control.block["moment"]) & 0xFFFFFFFF
+        numbers.append(moment % abi.POLICY_NUMBERS)
+        wanted = libbpf.XDP_DROP if change else libbpf.XDP_PASS
+        assert [enforcing.send(source), enforcing.send(source)] == [wanted, wanted]
+        (state,) = entries["state"][entries["state"] >> np.uint64(abi.STATE_MOMENT_SHIFT) == moment]
+        codes.append(int(state) >> abi.STATE_CODE_SHIFT & 3)
+    remembered = [number for number in numbers if number > 1]
+    assert 2 <= len(remembered) < 8 and remembered == sorted(set(remembered)) == numbers[: len(remembered)], "none came twice"
+    assert codes == [[abi.CODE_DENY, abi.CODE_LINE][at % 2] if at < len(remembered) else abi.CODE_NONE for at in range(len(codes))]
+    enforcing.close_window()
+    for change in [denied, {}] * 2:
+        enforcing.apply(change, [] if change else list(denied))
+        assert int(control.block["moment"]) % abi.POLICY_NUMBERS > 1
+        wanted = libbpf.XDP_DROP if change else libbpf.XDP_PASS
+        assert [enforcing.send(source), enforcing.send(source)] == [wanted, wanted]
 
 
 @SETTINGS

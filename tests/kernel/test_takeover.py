@@ -12,7 +12,7 @@ import pytest
 
 from xdpmond.config import Config, Destination, Events, Flows, Tables
 from xdpmond.errors import KernelError
-from xdpmond.kernel import libbpf, loader
+from xdpmond.kernel import abi, libbpf, loader
 from xdpmond.kernel.datapath import NOTHING_KEPT, Datapath, Kept
 from xdpmond.kernel.links import LinkWatch
 from xdpmond.kernel.tables import POLICY_MAPS
@@ -120,6 +120,8 @@ def test_a_policy_that_outgrows_its_maps_moves(start: Callable[..., Datapath], s
     datapath = start()
     datapath.apply_policy(PlainPolicy({LISTED: Verdict.DENY}), None, Verdict.LOG)
     send(datapath, FRAME, 3)
+    # Its talker's entry remembers that it passes.
+    assert send(datapath, tcp("11.0.7.2", 80)) == libbpf.XDP_PASS
     size, program = datapath.rules.size, libbpf.program_id(datapath.loaded.programs["xdpmond"])
     opened = descriptors()
     datapath.apply_policy(PlainPolicy(MANY), None, Verdict.ALLOW)
@@ -130,7 +132,7 @@ def test_a_policy_that_outgrows_its_maps_moves(start: Callable[..., Datapath], s
     for frame in (FRAME, tcp("11.0.7.2", 80), tcp("11.78.31.3", 80)):
         assert send(datapath, frame) == libbpf.XDP_DROP
     assert send(datapath, tcp("11.0.7.4", 80)) == send(datapath, STRANGER) == libbpf.XDP_PASS
-    assert datapath.tallies().sourced == Count(8, 8 * len(FRAME))
+    assert datapath.tallies().sourced == Count(9, 9 * len(FRAME))
     # Changes go on, the next daemon finds what it needs, and what has become small gets small maps again.
     few = {prefix: verdict for prefix, verdict in MANY.items() if prefix != LISTED}
     datapath.apply_policy(PlainPolicy(few), [LISTED], Verdict.ALLOW)
@@ -165,6 +167,37 @@ def test_a_move_that_fails_changes_nothing(start: Callable[..., Datapath], monke
         assert descriptors() == opened
     datapath.apply_policy(PlainPolicy(MANY), None, Verdict.DENY)
     assert send(datapath, STRANGER) == libbpf.XDP_DROP
+
+
+def test_what_was_remembered_in_a_move_that_fails_half_way_is_forgotten(
+    start: Callable[..., Datapath], namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program that was on one link for a moment has judged by the new policy, under the number of the old one."""
+    real, moved = libbpf.update_link, []
+
+    def failing(link: int, program: int) -> None:
+        moved.append(link)
+        if len(moved) == 2:
+            assert libbpf.test_run(program, tcp("11.0.7.2", 80), ifindex=LOOPBACK).action == libbpf.XDP_DROP
+            raise libbpf.kernel_error(errno.ENOMEM, "no")
+        real(link, program)
+
+    def steps() -> None:
+        ip("link", "add", "xm-kern-a", "type", "veth", "peer", "name", "xm-kern-b")
+        watch = LinkWatch()
+        links = watch.links()
+        watch.close()
+        datapath = start()
+        for name in ("xm-kern-a", "xm-kern-b"):
+            datapath.attach(links[name], Mode.ENFORCE, AttachMode.AUTO)
+        datapath.apply_policy(PlainPolicy({LISTED: Verdict.DENY}), None, Verdict.LOG)
+        monkeypatch.setattr(libbpf, "update_link", failing)
+        with pytest.raises(KernelError):
+            datapath.apply_policy(PlainPolicy(MANY), None, Verdict.LOG)
+        assert len(moved) == 3, "two were updated, and the first one back"
+        assert send(datapath, tcp("11.0.7.2", 80)) == libbpf.XDP_PASS
+
+    namespace.call(steps)
 
 
 def test_a_move_under_way_of_packets(start: Callable[..., Datapath], namespace: Namespace) -> None:
@@ -212,7 +245,10 @@ def test_the_program_for_ip_is_there_when_it_is_needed(start: Callable[..., Data
             kept = store.next_start()
             after = Datapath.open(config, kept, store)
             try:
+                number = int(after.control.block["moment"]) % abi.POLICY_NUMBERS
                 assert after.adopt_links(kept.links, present, wanted) == replaced
+                # What the program before remembers of the policy, nobody does.
+                assert int(after.control.block["moment"]) % abi.POLICY_NUMBERS == number + 2 * len(replaced)
                 assert libbpf.link_info(after.attachments["xm-kern-t"].link)[:2] == (link, stored())
             finally:
                 after.close()

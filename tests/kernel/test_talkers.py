@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import time
+import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
+from ipaddress import IPv6Address
 
 import numpy as np
 import pytest
 
-from xdpmond.kernel import abi, loader
-from xdpmond.kernel.maps import Tallies, wait_for_packets_under_way
+from xdpmond.errors import KernelError
+from xdpmond.kernel import abi, libbpf, loader
+from xdpmond.kernel.maps import Tallies, monotonic_ns, wait_for_packets_under_way
+from xdpmond.kernel.talkers import TalkerTable
 from xdpmond.model import Count, Verdict
 from xdpmond.rows import count_of
 
-from .harness import ROUNDS, Books, Guns, Harness, by_key
+from .harness import ROUNDS, Books, Guns, Harness, by_key, ids_in, packets_in, state
 from .packets import random_sources, tcp
 
 TABLES = {"sets": 4}
 BOTH_KINDS = True
 
+LARGEST = 66_000 if libbpf.has_frags() else 3_400
+"""Bytes of a frame: more than the state of an entry can count."""
 CAPACITY = TABLES["sets"] * abi.WAYS
 """Entries of one CPU's slice."""
 
@@ -46,11 +52,11 @@ def books(datapath: Harness) -> Books:
     return Books(tallies.sourced, tracked, tallies.evicted, tallies.untracked)
 
 
-def place_of(datapath: Harness, source: str) -> int:
+def place_of(datapath: Harness, source: str, size: int = 54) -> int:
     """The one entry that a packet of the source makes in this window."""
     entries = datapath.talker_memory()
     before = entries.copy()
-    datapath.send(tcp(source))
+    datapath.send(tcp(source).ljust(size, b"\0"))
     (at,) = np.nonzero(entries != before)[0]
     return int(at)
 
@@ -59,13 +65,13 @@ def fill(datapath: Harness, which: np.ndarray) -> None:
     """With others, seen just now, each with a packet in this window; the rest is free. None of it is in the books."""
     entries = datapath.talker_memory()
     entries[:] = 0
-    # The packet path's clock is a coarse one, and may be some milliseconds behind.
-    lately = (time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> abi.SEEN_SHIFT) - 1
+    shift = datapath.control.seen_shift
+    # Not when a unit of the table's clock ends: the packet path's clock is a coarse one, and may be some milliseconds behind.
+    while (monotonic_ns() >> shift) != (lately := (monotonic_ns() - 20_000_000) >> shift):
+        pass
     for at in np.nonzero(which)[0]:
-        entries["source"][at] = np.frombuffer(f"somebody {at:7}".encode(), "u1")
-        entries["family"][at], entries["window"][at] = abi.FAMILY_IPV6, datapath.control.window
-        entries["packets"][at, 0], entries["bytes"][at, 0] = 1, 54 << abi.BYTES_SHIFT
-        entries["last_seen"][at] = entries["first_seen"][at] = lately
+        entries["name"][at], entries["family"][at] = at, abi.FAMILY_IPV6
+        entries["state"][at] = state(datapath.control.window, 1, 54, seen=lately)
 
 
 def test_a_choice_of_two_sets_and_the_oldest_of_both_goes(apart: Harness) -> None:
@@ -90,7 +96,7 @@ def test_a_choice_of_two_sets_and_the_oldest_of_both_goes(apart: Harness) -> Non
             after = apart.counters.tallies()
             assert (after.evictions - before.evictions, after.evicted - before.evicted) == (1, Count(1, 54))
             assert place_of(apart, source) == oldest, "and there it is found again"
-            assert entries["packets"][oldest, 0] == 2
+            assert packets_in(entries["state"])[oldest] == 2
     assert len(pairs) > 8, "all but the secret decides"
 
 
@@ -106,13 +112,125 @@ def test_one_that_is_in_its_second_set_is_found_when_the_first_has_room(apart: H
             tried += 1
             entries[4 * first : 4 * first + 3] = 0
             assert place_of(apart, source) == at
-            assert entries["packets"][at, 0] == 2
+            assert packets_in(entries["state"])[at] == 2
     assert tried > 5
 
 
-def make_older(entries: np.ndarray, which: np.ndarray) -> None:
-    """By some seconds: the table's clock has units of 17 ms."""
-    entries["last_seen"][which] -= 200
+def test_of_those_that_were_seen_last_at_one_time(apart: Harness) -> None:
+    """The one with the fewest packets goes, and one of the window before goes sooner than any of the running one."""
+    entries, number = apart.talker_memory(), np.arange(CAPACITY)
+    (source,) = random_sources(1, seed=11)
+    fill(apart, number < 0)
+    home = place_of(apart, source) // abi.WAYS
+    rest = np.uint64(abi.STATE_PACKETS - (1 << abi.STATE_PACKETS_SHIFT))
+    for fewest in (home * abi.WAYS + 2, home * abi.WAYS + 1):
+        fill(apart, number < CAPACITY)
+        entries["state"][number] |= rest
+        entries["state"][fewest] &= ~rest
+        assert place_of(apart, source) == fewest
+    fill(apart, number < CAPACITY)
+    older = home * abi.WAYS + 3
+    entries["state"][older] |= rest
+    make_older(entries, np.arange(len(entries)) == older, units=1)
+    assert place_of(apart, source) == older, "but one that was seen sooner before any"
+    before = apart.counters.tallies()
+    fill(apart, number < CAPACITY)
+    silent = home * abi.WAYS + 3
+    entries["state"][silent] = state(apart.control.before, 31, 54, seen=monotonic_ns() >> apart.control.seen_shift)
+    assert place_of(apart, source) == silent
+    read_before = dataclasses.replace(before, sourced=before.sourced + Count(1, 54))
+    assert apart.counters.tallies() == read_before, "nothing is lost with it"
+
+
+@pytest.mark.parametrize("packets", [1, 2, 31, 32, 150])
+@pytest.mark.parametrize("size", [54, 1514, LARGEST])
+def test_what_is_evicted_is_counted(apart: Harness, packets: int, size: int) -> None:
+    """Also what was added to the details."""
+    entries, source = apart.talker_memory(), "198.51.100.1"
+    fill(apart, np.arange(len(entries)) < 0)
+    at = place_of(apart, source, size)
+    for _ in range(packets - 1):
+        apart.send(tcp(source).ljust(size, b"\0"))
+    make_older(entries, np.arange(len(entries)) == at)
+    before, name = apart.counters.tallies(), entries["name"][at]
+    for other in random_sources(2000, seed=12):
+        apart.send(tcp(other))
+        if entries["name"][at] != name:
+            break
+    after = apart.counters.tallies()
+    others = after.evictions - before.evictions - 1
+    assert after.evicted - before.evicted == Count(packets + others, packets * size + others * 54)
+
+
+def test_numbers_of_windows_come_again(apart: Harness) -> None:
+    """After 2^24 windows, but never one that an entry is left of: so nobody's counts of long ago are taken for new ones."""
+    control, entries = apart.control, apart.talker_memory()
+    fill(apart, np.arange(len(entries)) < 0)
+    silent = dict(zip(random_sources(5, seed=14), (1, 2, 5, 6, 9), strict=True))
+    places = [place_of(apart, source) for source in silent]
+    for at, number in zip(places, silent.values(), strict=True):
+        entries["state"][at] = state(abi.WINDOW_IDS + number, 5, 500)
+    control.block["before"] = control.block["read_window"] = abi.WINDOW_IDS - 5
+    control._set_moment(abi.WINDOW_IDS - 4, 2)
+    for source in [*random_sources(10, seed=13), *silent]:
+        apart.send(tcp(source))
+        assert by_key(apart.running()) == {(source, 6, 443): (1, 54, 0)}
+        number, used = control.window, {0, *ids_in(entries["state"]).tolist()}
+        assert by_key(apart.close_window()) == {(source, 6, 443): (1, 54, 0)}
+        assert control.before == number and not control.reading
+        if control.window < abi.WINDOW_IDS:
+            assert control.window == number + 1
+        else:  # odd and even take turns, as sketches need
+            assert control.window == next(n for n in itertools.count(number + 1, 2) if n % abi.WINDOW_IDS not in used)
+    assert control.window > abi.WINDOW_IDS + 11, "some were passed over"
+
+
+class Left(TalkerTable):
+    """A table in which entries are left of windows with these ids."""
+
+    def __init__(self, ids: np.ndarray):
+        self._states = ids << np.uint64(abi.STATE_MOMENT_SHIFT + abi.POLICY_BITS)
+
+    def _chunks(self) -> Iterator[slice]:
+        yield slice(0, len(self._states))
+
+    def _column(self, chunk: slice, word: int) -> np.ndarray:
+        return self._states
+
+
+def test_when_the_numbers_of_windows_are_used_up() -> None:
+    """By many more talkers than a table has as shipped. No number is taken that is not free: the window goes on."""
+    ids = np.arange(abi.WINDOW_IDS, dtype="u8")
+    free = Left(np.delete(ids, 100))
+    assert free.following(abi.WINDOW_IDS + 5) == abi.WINDOW_IDS + 100
+    assert free.following(3 * abi.WINDOW_IDS + 101) == 4 * abi.WINDOW_IDS + 100
+    for table, running in ((free, abi.WINDOW_IDS + 6), (Left(ids), abi.WINDOW_IDS + 5)):
+        with pytest.raises(KernelError, match="used up") as caught:
+            table.following(running)
+        assert "tables.talkers" in str(caught.value.hint)
+
+
+def test_sources_of_one_name_are_told_apart(quiet: Harness) -> None:
+    """Of IPv6 the entry has the exclusive or of four words, which whoever chooses his addresses can choose."""
+    words = [0x20010DB8, 0x1234, 0x5678, 0x9ABC]
+    orders = itertools.permutations(words)
+    sources = [str(IPv6Address(int.from_bytes(b"".join(word.to_bytes(4, "big") for word in order), "big"))) for order in orders]
+    sent = {source: number for number, source in enumerate(sources[: CAPACITY // 2], 1)}
+    assert len(sent) > TABLES["sets"], "some are in one set"
+    for _ in range(2):
+        quiet.close_window()  # after which all others make room
+    for source, number in sent.items():
+        for _ in range(number):
+            quiet.send(tcp(source))
+    assert {source: packets for (source, _, _), (packets, _, _) in by_key(quiet.running()).items()} == sent
+    assert books(quiet).balanced
+
+
+def make_older(entries: np.ndarray, which: np.ndarray, units: int = 10) -> None:
+    """By some units of the table's clock, of half a second."""
+    seen, one = np.uint64(abi.STATE_SEEN), np.uint64(1 << abi.STATE_SEEN_SHIFT)
+    states = entries["state"]
+    states[which] = states[which] & ~seen | states[which] - np.uint64(units) * one & seen
 
 
 def test_silent_talkers_make_room_without_loss(quiet: Harness) -> None:
@@ -152,7 +270,7 @@ def test_unread_counts_are_kept_while_a_window_is_read(quiet: Harness) -> None:
     assert by_key(rows) == held
     quiet.control.window_read(closed, count_of(rows).packets, count_of(rows).bytes)
     entries = quiet.talker_memory()
-    make_older(entries, entries["window"] != quiet.control.window)
+    make_older(entries, ids_in(entries["state"]) != quiet.control.window)
     quiet.send(tcp(strangers[0]))
     assert {source for source, _, _ in by_key(quiet.running())} == {known, strangers[0]}
     assert books(quiet).balanced

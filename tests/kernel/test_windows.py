@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,11 +15,11 @@ from scapy.layers.l2 import Ether
 from scapy.layers.sctp import SCTP
 
 from xdpmond.kernel import abi, libbpf
-from xdpmond.kernel.maps import monotonic_ns, wait_for_packets_under_way
+from xdpmond.kernel.maps import Control, monotonic_ns, wait_for_packets_under_way
 from xdpmond.model import Count, Family, Verdict
 from xdpmond.rows import count_of, merge, unique_sources
 
-from .harness import ROUNDS, Guns, Harness, by_key
+from .harness import ROUNDS, Guns, Harness, by_key, ids_in
 from .packets import MAC, random_sources, tcp
 
 TABLES = {"sets": 2048}
@@ -45,9 +46,31 @@ def test_what_a_row_says(quiet: Harness) -> None:
     assert (row["family"], row["protocol"], row["port"]) == (Family.IPV4, 6, 22)
     assert row["source"].tobytes() == bytes([198, 51, 100, 7]) + bytes(12)
     assert (row["packets"], row["bytes"], row["syns"]) == (6, 6 * 54, 3), "a SYN with ACK is an answer, not an attempt"
-    unit = 2**abi.SEEN_SHIFT / 1e9
+    unit, coarse = 2**abi.SEEN_SHIFT / 1e9, 2**quiet.control.seen_shift / 1e9
     offset = time.time() - time.monotonic()
     assert before - 2 * unit <= row["first_seen"] - offset <= row["last_seen"] - offset <= after + 2 * unit
+    assert row["last_seen"] - offset > after - coarse - 2 * unit
+
+
+@pytest.mark.parametrize("length", [1, 60, 3600])
+def test_the_bits_that_say_when_a_talker_was_last_seen(quiet: Harness, length: float) -> None:
+    """They are enough for two windows, and what these are late."""
+    quiet.control.set_window_length(length)
+    range_ = 256 * 2**quiet.control.seen_shift / 1e9
+    quiet.control.set_window_length(60)
+    assert 2 * length + 4 <= range_ <= 2 * (2 * length + 4)
+
+
+def test_when_a_talker_was_last_seen(quiet: Harness) -> None:
+    quiet.control.block["seen_shift"] = 20  # units of a millisecond
+    started = monotonic_ns()
+    quiet.send(tcp("198.51.100.1"))
+    while monotonic_ns() < started + 50_000_000:
+        pass
+    quiet.send(tcp("198.51.100.1"))
+    (row,) = quiet.running()
+    quiet.control.set_window_length(60)
+    assert 0.02 < row["last_seen"] - row["first_seen"] < 0.25
 
 
 def test_rows_by_source_protocol_and_port(quiet: Harness) -> None:
@@ -117,6 +140,20 @@ def test_the_ledger_counts_a_window_once(quiet: Harness) -> None:
     assert quiet.control.tracked - tracked == Count(15, 1500)
 
 
+def test_a_crash_between_the_two_stores_that_begin_a_window(quiet: Harness) -> None:
+    """The next process goes on with the window that was to end: nobody takes it for one that waits to be read."""
+    quiet.send(tcp("198.51.100.1"))
+    before, running = quiet.control.before, quiet.control.window
+    quiet.control.block["before"] = running
+    quiet.send(tcp("198.51.100.2"))
+    after = Control(
+        quiet.loaded.maps, fresh=False, identity=quiet.loaded.code.identity, cpus=quiet.build.cpus, sets=quiet.build.sets
+    )  # fmt: skip
+    assert (after.before, after.window, after.reading) == (before, running, False)
+    quiet.send(tcp("198.51.100.1"))
+    assert by_key(quiet.close_window()) == {("198.51.100.1", 6, 443): (2, 108, 0), ("198.51.100.2", 6, 443): (1, 54, 0)}
+
+
 @pytest.mark.parametrize("protocol", [6, 17])
 def test_ephemeral_ports_fold(quiet: Harness, protocol: int) -> None:
     first, last = EPHEMERAL
@@ -136,13 +173,39 @@ def test_a_counter_at_its_end(quiet: Harness) -> None:
     frame = tcp("198.51.100.1")
     quiet.send(frame)
     entries = quiet.talker_memory()
-    (at,) = np.nonzero(entries["window"] == quiet.control.window)[0]
-    entries["packets"][at, 0] = 0xFFFFFFFE
-    before = quiet.counters.tallies().untracked
-    for _ in range(3):
+    (at,) = np.nonzero(ids_in(entries["state"]) == quiet.control.window)[0]
+    quiet.detail_memory()["packets"][at] = 0xFFFFFFFF - 62
+    before, left = quiet.counters.tallies().untracked, 61
+    for _ in range(left + 3):
         quiet.send(frame)
-    assert quiet.counters.tallies().untracked - before == Count(2, 2 * len(frame))
+    assert quiet.counters.tallies().untracked - before == Count(3, 3 * len(frame))
+    assert quiet.running()["packets"].tolist() == [0xFFFFFFFF]
     assert quiet.close_window()["packets"].tolist() == [0xFFFFFFFF]
+
+
+def test_counts_that_outgrow_the_state_of_an_entry(quiet: Harness) -> None:
+    """Its few bits are added to the details in time, whatever the sizes of packets: no sum is ever off, nor which window it is of."""
+    source = random.Random(7)
+    largest = 66_000 if libbpf.has_frags() else 3_400
+    talkers = {"198.51.100.1": [54], "198.51.100.2": [54, 1514, largest], "2001:db8::1": [largest], "2001:db8::2": [74, 74, 74, 3000]}
+    for _ in range(6):
+        sums = {who: Count() for who in talkers}
+        for round_ in range(source.randrange(2, 200)):
+            for who, sizes in talkers.items():
+                frame = tcp(who).ljust(source.choice(sizes), b"\0")
+                quiet.send(frame)
+                sums[who] += Count(1, len(frame))
+            if round_ % 41 == 0 or round_ in (0, 1):
+                assert by_key(quiet.running()) == {(who, 6, 443): (of.packets, of.bytes, 0) for who, of in sums.items()}
+        wanted = {(who, 6, 443): (of.packets, of.bytes, 0) for who, of in sums.items()}
+        closed = quiet.control.close_window()
+        wait_for_packets_under_way()
+        assert by_key(quiet.talkers.read_closed(closed)) == wanted
+        for who in list(talkers)[::2]:
+            quiet.send(tcp(who))
+        assert by_key(quiet.talkers.read_closed(closed)) == wanted, "also when some talk again"
+        quiet.control.window_read(closed, *_pair(sum(sums.values(), Count())))
+        quiet.close_window()
 
 
 def test_every_packet_is_in_one_window(quiet: Harness, shoot: Callable[..., Guns], cpus: list[int]) -> None:

@@ -11,13 +11,23 @@ import numpy as np
 
 from .. import sketches
 
-ABI_VERSION = 4
+ABI_VERSION = 6
 MAX_SLOTS = 16
 WAYS = 4
 PORT_NONE = 0
 VLAN_NONE = 0xFFFF
 SEEN_SHIFT = 24
-BYTES_SHIFT = 16
+STATE_BYTES = 0xFFFF
+STATE_PACKETS_SHIFT = 16
+STATE_PACKETS = 0x1F << STATE_PACKETS_SHIFT
+STATE_SEEN_SHIFT = 21
+STATE_SEEN = 0xFF << STATE_SEEN_SHIFT
+STATE_CARRIED = 1 << 29
+STATE_CODE_SHIFT = 30
+STATE_MOMENT_SHIFT = 32
+POLICY_BITS = 8
+POLICY_NUMBERS = 1 << POLICY_BITS
+WINDOW_IDS = 1 << 24
 SAMPLER_CELLS = 16384
 SEARCH_STEPS = 16
 SEARCH_ROUNDS = 4
@@ -92,9 +102,9 @@ COUNT = np.dtype([("packets", "u8"), ("bytes", "u8")])
 SLOT = np.dtype([("ifindex", "u4"), ("enforce", "u1"), ("number", "u1"), ("pad", "u1", 2)])
 CONTROL = np.dtype(
     [
-        ("seed", "u8", 4), ("event_interval", "u8"), ("window", "u4"), ("read_window", "u4"), ("policy", "u4"),
-        ("talker_mask", "u4"), ("event_budget", "u4"), ("event_reserve", "u4"), ("ephemeral_first", "u2"), ("ephemeral_last", "u2"),
-        ("pad", "u4"), ("slots", SLOT, MAX_SLOTS),
+        ("seed", "u8", 4), ("event_interval", "u8"), ("moment", "u8"), ("before", "u4"), ("read_window", "u4"),
+        ("talker_mask", "u4"), ("event_budget", "u4"), ("event_reserve", "u4"), ("seen_shift", "u4"), ("ephemeral_first", "u2"),
+        ("ephemeral_last", "u2"), ("pad", "u4"), ("slots", SLOT, MAX_SLOTS),
     ]
 )  # fmt: skip
 LEDGER_HALF = np.dtype([("packets", "u8"), ("bytes", "u8"), ("window", "u4"), ("pad", "u4")])
@@ -122,17 +132,14 @@ RULE_COUNT = np.dtype(
     ]
 )  # fmt: skip
 SKETCH = np.dtype([("registers", "u1", SKETCH_REGISTERS)])
-TALKER = np.dtype(
-    [
-        ("source", "u1", 16), ("port", "u2"), ("protocol", "u1"), ("family", "u1"), ("window", "u4"), ("bytes", "u8", 2),
-        ("packets", "u4", 2), ("syns", "u4", 2), ("first_seen", "u4"), ("last_seen", "u4"),
-    ]
-)  # fmt: skip
+TALKER = np.dtype([("name", "u4"), ("port", "u2"), ("protocol", "u1"), ("family", "u1"), ("state", "u8")])
 SET = np.dtype([("way", TALKER, WAYS)])
+DETAIL = np.dtype([("high", "u8"), ("second", "u4"), ("first_seen", "u4"), ("bytes", "u8"), ("packets", "u4"), ("syns", "u4")])
+PAST = np.dtype([("bytes", "u8"), ("packets", "u4"), ("syns", "u4")])
 FLOW = np.dtype(
     [
         ("talker", TALKER), ("destination", "u1", 16), ("source_port", "u2"), ("destination_port", "u2"), ("tcp_flags", "u1", 2),
-        ("outcome", "u1"), ("slot", "u1"), ("ip_bytes", "u8", 2), ("pad", "u1", 24),
+        ("outcome", "u1"), ("slot", "u1"), ("ip_bytes", "u8", 2), ("last_seen", "u4"), ("pad", "u4"),
     ]
 )  # fmt: skip
 FLOW_SET = np.dtype([("way", FLOW, WAYS)])
@@ -144,15 +151,16 @@ TALLIES = np.dtype(
     ]
 )  # fmt: skip
 BUDGET = np.dtype([("began", "u8"), ("until", "u8"), ("spent", "u4"), ("unknown", "u4")])
+CLOCK = np.dtype([("tick", "u8"), ("now", "u8"), ("seen", "u8")])
 PACKET = np.dtype(
     [
         ("source", "u8", 2), ("destination", "u8", 2), ("has_ports", "u1"), ("tcp_flags", "u1"), ("protocol", "u1"), ("family", "u1"),
         ("class", "u1"), ("essential", "u1"), ("fragment", "u1"), ("later", "u1"), ("destination_port", "u2"), ("source_port", "u2"),
         ("vlan", "u2"), ("icmp", "u2"), ("left", "u4"), ("ip_size", "u4"), ("link", "u2"), ("icmp_code", "u1"), ("hop_limit", "u1"),
-        ("way", "u4"),
+        ("place", "u4"),
     ]
 )  # fmt: skip
-CPU = np.dtype([("tallies", TALLIES), ("budget", BUDGET), ("packet", PACKET)])
+CPU = np.dtype([("tallies", TALLIES), ("budget", BUDGET), ("clock", CLOCK), ("packet", PACKET)])
 SAMPLER = np.dtype([("tag", "u8"), ("last", "u8"), ("suppressed", "u8"), ("pad", "u8")])
 EVENT = np.dtype(
     [
@@ -165,7 +173,7 @@ EVENT = np.dtype(
 STRUCTS = {
     "xm_count": COUNT, "xm_slot": SLOT, "xm_control": CONTROL, "xm_ledger_half": LEDGER_HALF, "xm_ledger": LEDGER, "xm_step": STEP,
     "xm_policy": POLICY, "xm_line": LINE, "xm_bucket4": BUCKET4_TYPE, "xm_node": NODE, "xm_bucket6": BUCKET6_TYPE,
-    "xm_rule_count": RULE_COUNT, "xm_sketch": SKETCH, "xm_talker": TALKER, "xm_set": SET, "xm_flow": FLOW, "xm_flow_set": FLOW_SET,
-    "xm_address": ADDRESS, "xm_tallies": TALLIES, "xm_budget": BUDGET, "xm_packet": PACKET, "xm_cpu": CPU,
-    "xm_sampler": SAMPLER, "xm_event": EVENT,
+    "xm_rule_count": RULE_COUNT, "xm_sketch": SKETCH, "xm_talker": TALKER, "xm_set": SET, "xm_detail": DETAIL, "xm_past": PAST,
+    "xm_flow": FLOW, "xm_flow_set": FLOW_SET, "xm_address": ADDRESS, "xm_tallies": TALLIES, "xm_budget": BUDGET,
+    "xm_clock": CLOCK, "xm_packet": PACKET, "xm_cpu": CPU, "xm_sampler": SAMPLER, "xm_event": EVENT,
 }  # fmt: skip

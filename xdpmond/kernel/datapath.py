@@ -29,7 +29,7 @@ from .locals import Address, LocalAddresses
 from .maps import Control, Counters, Tallies, cells, realtime_at_monotonic_zero, wait_for_packets_under_way
 from .rules import PolicyTable, PolicyTooLarge
 from .sketchtable import Key, SketchTable, busiest, ports_of_interest
-from .tables import POLICY_MAPS, SMALLEST_POLICY, make, policy_tables
+from .tables import POLICY_MAPS, SMALLEST_POLICY, TALKER_MAPS, make, policy_tables
 from .talkers import TalkerTable
 from .verdicts import Verdicts
 
@@ -117,7 +117,7 @@ class Datapath:
         size = loader.kept_policy_size(loaded.maps) or SMALLEST_POLICY
         open_policy = PolicyTable if "policy" in loaded.reused else PolicyTable.new
         self.rules = open_policy(loaded.maps, size, self.control, wait_for_packets_under_way)
-        self.talkers = TalkerTable(loaded.maps["talkers"], cpus=build.cpus, sets=build.sets, flows=build.flows)
+        self.talkers = TalkerTable(loaded.maps, self.control, cpus=build.cpus, sets=build.sets, flows=build.flows)
         self.sketches = SketchTable(loaded.maps, self.control.window, reading=self.control.reading)
         self._busy: list[Key] = []
         self._idle = not took_over
@@ -149,7 +149,7 @@ class Datapath:
         datapath = cls(config, loaded, build, store, fresh=fresh, took_over=not fresh)
         datapath._retired = retired
         _replace(store, "map", kept.maps, {name: fd for name, fd in loaded.maps.items() if name not in loaded.reused},
-                 keep_open=loaded.reused | ({"talkers"} if retired else set()))  # fmt: skip
+                 keep_open=loaded.reused | (set(TALKER_MAPS) if retired else set()))  # fmt: skip
         _replace(store, "prog", kept.programs, {name: fd for name, fd in loaded.programs.items() if kept.programs.get(name) != fd},
                  keep_open={name for name, fd in loaded.programs.items() if kept.programs.get(name) == fd})  # fmt: skip
         if loaded.code is not code:
@@ -166,6 +166,7 @@ class Datapath:
     def configure(self, config: Config) -> None:
         """What of the configuration the packet path reads while it runs."""
         self.control.set_events(config.events.interval, config.events.per_second)
+        self.control.set_window_length(config.window)
         self._ports, self._failsafe = config.ports, config.failsafe_ports
 
     def set_ports(self, flags: Mapping[int, int]) -> None:
@@ -363,14 +364,15 @@ class Datapath:
 
     def close_window(self) -> Closed:
         """End the running window, unless one is waiting to be read since a crash; read the closed one and enter it in the ledger."""
-        closed = self.control.window - 1 if self.control.reading else self.control.close_window()
+        control = self.control
+        closed = control.before if control.reading else control.close_window(self.talkers.following(control.window))
         wait_for_packets_under_way()
         totals, tallies, at = self.totals(), self.tallies(), time.time()
         flows = self.talkers.read_closed_flows(closed) if self.talkers.flows else None
         rows = talkers_of(flows) if flows is not None else self.talkers.read_closed(closed)
         sketches = self.sketches.read(closed)
         count = count_of(rows)
-        self.control.window_read(closed, count.packets, count.bytes)
+        control.window_read(closed, count.packets, count.bytes)
         self.sketches.clear(closed)
         before, self._lost = self._lost, self._lost_packets()
         if before != self._lost:
@@ -405,7 +407,7 @@ class Datapath:
             "links": links,
             "counting_since": realtime_at_monotonic_zero() + int(self.control.ledger["started"]) / 1e9,
             "talkers_capacity": self.talkers.capacity,
-            "talkers_occupied": self.talkers.occupied(self.control.window),
+            "talkers_occupied": self.talkers.occupied(),
             "maps": list(costs(self.loaded.maps)),
             "policy_size": self.rules.size._asdict(),
             "rule_cells": self.build.rule_cells,
@@ -424,22 +426,23 @@ class Datapath:
 class _Retired:
     """A talker table that was replaced by one of another size or kind, with counts that nobody has read."""
 
-    def __init__(self, fd: int, cpus: int, sets: int):
-        self._fd = fd
-        flows = libbpf.map_info(fd)[2] == abi.FLOW_SET.itemsize
-        self._table = TalkerTable(fd, cpus=cpus, sets=sets, flows=flows)
+    def __init__(self, maps: Mapping[str, int], cpus: int, sets: int):
+        self._maps = {name: maps[name] for name in TALKER_MAPS}
+        self._cpus, self._sets = cpus, sets
 
     @classmethod
     def of(cls, maps: Mapping[str, int]) -> _Retired | None:
         ledger = _ledger(maps)
-        return cls(maps["talkers"], int(ledger["cpus"]), int(ledger["sets"])) if ledger is not None and "talkers" in maps else None
+        return cls(maps, int(ledger["cpus"]), int(ledger["sets"])) if ledger is not None and maps.keys() >= set(TALKER_MAPS) else None
 
     def unread(self, control: Control) -> Count:
         """What it holds of the running window, and of the one before if that was not read. Closes the table."""
-        unread = count_of(self._table.read_running(control.window))
+        flows = libbpf.map_info(self._maps["talkers"])[2] == abi.FLOW_SET.itemsize
+        table = TalkerTable(self._maps, control, cpus=self._cpus, sets=self._sets, flows=flows)
+        unread = count_of(table.read_running(control.window))
         if control.reading:
-            unread += count_of(self._table.read_closed(control.window - 1))
-        os.close(self._fd)
+            unread += count_of(table.read_closed(control.before))
+        loader.close(self._maps.values())
         return unread
 
 

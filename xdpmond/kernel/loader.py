@@ -21,7 +21,7 @@ from typing import Protocol
 from ..config import Config, Destination
 from ..errors import KernelError
 from . import abi, libbpf
-from .tables import POLICY_MAPS, SMALLEST_POLICY, VALUES, PolicySize, Table, make, policy_tables, tables
+from .tables import POLICY_MAPS, SMALLEST_POLICY, TALKER_MAPS, VALUES, PolicySize, Table, make, policy_tables, tables
 
 ETHERNET, IP = "xdpmond", "xdpmond_ip"
 """The programs: for links with an Ethernet header, and for links whose frames start with the IP header."""
@@ -220,8 +220,9 @@ def load(build: Build, kept: Mapping[str, int] | None = None, policy: PolicySize
 def _maps(build: Build, kept: Mapping[str, int], policy: PolicySize) -> tuple[dict[str, int], frozenset[str]]:
     wanted = build.tables | policy_tables(kept_policy_size(kept) or policy)
     same = {name for name, table in wanted.items() if name in kept and libbpf.map_info(kept[name]) == table}
-    if not same.issuperset(POLICY_MAPS):
-        same -= set(POLICY_MAPS)
+    for together in (POLICY_MAPS, TALKER_MAPS):
+        if not same.issuperset(together):
+            same -= set(together)
     maps: dict[str, int] = {}
     try:
         for name, table in wanted.items():

@@ -7,6 +7,7 @@ is summed here. Nothing is ever cleared: a reader subtracts.
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 import secrets
@@ -57,6 +58,12 @@ def realtime_at_monotonic_zero() -> float:
     return time.time() - time.monotonic()
 
 
+_FIRST_POLICY = 2
+"""What a policy of number 0 or 1 says is not remembered."""
+_WINDOW_SHIFT = 32
+"""The number of a window stands in the upper half of `moment`."""
+
+
 class Control:
     """What the daemon tells the packet path; and the ledger, what it tells itself after its own restart."""
 
@@ -71,35 +78,66 @@ class Control:
         self.ledger["abi_version"] = abi.ABI_VERSION
         self.ledger["cpus"], self.ledger["sets"], self.ledger["build"] = cpus, sets, identity
         self.block["talker_mask"] = sets - 1
+        if int(self.block["before"]) == self.window:
+            self.block["before"] = self.block["read_window"]  # the last run ended within close_window
         self.ledger["generation"] += 1
 
     def _begin(self) -> None:
         self.block["seed"] = [secrets.randbits(64) | 1 for _ in range(4)]
         self.block["slots"]["number"] = np.arange(abi.MAX_SLOTS)
         # Window 1 is empty and read, so that an entry of window 0 (never used) is older than the one before the running one.
-        self.block["read_window"], self.block["window"] = 1, 2
+        self.block["read_window"] = self.block["before"] = 1
+        self._set_moment(2, _FIRST_POLICY)
+        self.set_window_length(60)
         self.ledger["started"] = self.ledger["window_started"] = monotonic_ns()
 
     @property
     def window(self) -> int:
-        return int(self.block["window"])
+        """Number of the running one."""
+        return int(self.block["moment"]) >> _WINDOW_SHIFT
+
+    @property
+    def before(self) -> int:
+        """Number of the window before."""
+        return int(self.block["before"])
 
     @property
     def reading(self) -> bool:
         """Was the last closed window not yet read?"""
-        return int(self.block["read_window"]) != self.window - 1
+        return int(self.block["read_window"]) != self.before
+
+    @property
+    def seen_shift(self) -> int:
+        return int(self.block["seen_shift"])
+
+    @property
+    def _policy(self) -> int:
+        return int(self.block["moment"]) % abi.POLICY_NUMBERS
+
+    def _set_moment(self, window: int, policy: int) -> None:
+        """One store, so that no packet sees anything but what held at one time."""
+        self.block["moment"] = window << _WINDOW_SHIFT | window % abi.WINDOW_IDS << abi.POLICY_BITS | policy
 
     @property
     def window_started(self) -> float:
         """CLOCK_MONOTONIC, seconds."""
         return int(self.ledger["window_started"]) / 1e9
 
-    def close_window(self) -> int:
-        """Begin the next window; return the number of the one that ended. Follow with a grace period, then read it, then `window_read`."""
+    def close_window(self, following: int | None = None) -> int:
+        """Begin the next window, whose number is `following` if not the next; return the number of the one that ended. The one before it
+        must have been read. Follow with a grace period, then read it, then `window_read`."""
         closed = self.window
         self.ledger["window_started"] = monotonic_ns()
-        self.block["window"] = closed + 1
+        # A packet that sees the new moment sees this too. One that still has the old moment finds no entry of the window before its own, as
+        # if that had been silent: but its counts were read.
+        self.block["before"] = closed
+        self._set_moment(following or closed + 1, _FIRST_POLICY | self.policy_copy)
         return closed
+
+    def set_window_length(self, seconds: float) -> None:
+        """How long windows are to be: when a talker was last seen is kept in units of 2^n ns, of which it can tell 256 apart."""
+        longest = 2 * seconds + 4  # the window that is read and the running one, and what they take longer
+        self.block["seen_shift"] = math.ceil(math.log2(longest * 1e9 / 256))
 
     @property
     def tracked(self) -> Count:
@@ -130,13 +168,18 @@ class Control:
         half["bytes"][newer] += np.uint64(extra.bytes)
 
     def set_policy_copy(self, copy: int) -> None:
-        """Let packets look into this copy of the policy, also if it is the one that they look into: what they remember of it goes."""
-        number = int(self.block["policy"])
-        self.block["policy"] = number + (1 if (number ^ copy) & 1 else 2) & 0xFFFFFFFF
+        """Let packets look into this copy of the policy, also if it is the one that they look into: what they remember of it goes.
+
+        A window has some 250 numbers for this. When they are used up, nothing is remembered until the next window begins."""
+        number = self._policy
+        following = number + (1 if (number ^ copy) & 1 else 2)
+        if number < _FIRST_POLICY or following >= abi.POLICY_NUMBERS:
+            following = copy
+        self._set_moment(self.window, following)
 
     @property
     def policy_copy(self) -> int:
-        return int(self.block["policy"]) & 1
+        return self._policy & 1
 
     def set_events(self, interval: float, per_second: int) -> None:
         self.block["event_interval"] = int(interval * 1e9)

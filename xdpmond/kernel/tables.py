@@ -42,6 +42,9 @@ POLICY_BYTES = abi.POLICY.itemsize + abi.TOPS * 4
 
 POLICY_MAPS = ("policy", "lines", "buckets4", "buckets6")
 
+TALKER_MAPS = ("talkers", "details", "past")
+"""The parts of one table."""
+
 VALUES = tuple(of.name.lower() for of in abi.Value)
 """Maps of one value, whose address stands in the instructions: see xm_value in bpf/abi.h."""
 
@@ -67,6 +70,8 @@ def tables(*, cpus: int, sets: int, rule_cells: int, ring_bytes: int, local: boo
         "ledger": _array(abi.LEDGER, 1),
         "rules": _array(abi.RULE_COUNT, 1 + rule_cells),  # the first one is no rule: see rulecounts
         "talkers": _array(abi.FLOW_SET if flows else abi.SET, cpus * sets),
+        "details": _array(abi.DETAIL, cpus * sets * abi.WAYS),
+        "past": _array(abi.PAST, cpus * sets * abi.WAYS),
         "ports": Table(ARRAY, 4, 65536, 1, MMAPABLE),
         "sketches": Table(ARRAY, 4, 2 * abi.SKETCH_CELLS * abi.SKETCH.itemsize, 1, MMAPABLE),
         "sketched": Table(ARRAY, 4, abi.SKETCHED, 1, MMAPABLE),

@@ -1,17 +1,21 @@
 """The table of talkers or flows, read through memory while the packet path writes it.
 
-Each CPU writes a slice of its own and nothing is ever cleared. An entry has the number of the window that its counts [0] belong to; its
-counts [1] belong to the window before. The writer's order for the first packet of a new window is: move [0] to [1], then store the
-number, then zero [0] (`roll` in bpf/xdpmond.bpf.c).
+Each CPU writes a slice of its own and nothing is ever cleared. An entry is in three maps: `talkers` has what most packets need, `details`
+the rest, and `past` the counts of the window before. Its state, one word, has the id of the window that its counts belong to, and what was
+counted since that was last added to the details. The writer's order for the first packet of a new window is: move the counts, then store
+the state, then zero them (`roll` in bpf/xdpmond.bpf.c).
 
-So, once no packet is under way that still saw the old number, a window that has closed is read exactly, without stopping anything, by
-copying each entry and then looking at its number again:
+So, once no packet is under way that still saw the old window, one that has closed is read exactly, without stopping anything, by copying
+each entry and then looking at its id again:
 
-- it is still the closed one: the writer had not zeroed [0] when the entry was copied, so that is right;
-- it is the running one: [1] had been moved before, so that of another copy is right.
+- it is still that of the closed one: the writer had not zeroed the counts when the entry was copied, so that they are right;
+- it is that of the running one: they had been moved before, so that what was moved is right in another copy.
 
-This leans on stores being seen in their order, as x86 promises. An entry whose closed counts are unread is not replaced meanwhile
-(`keeps_closed`), so that no count is both read and counted as evicted.
+This leans on stores being seen in their order, as x86 promises. An entry whose closed counts are unread is not replaced meanwhile, so that
+no count is both read and counted as evicted. An entry that is replaced has the id 0 until it is whole again.
+
+Of the running window, what an entry is adding to its details may be missing while that lasts. Nothing is found twice: the writer takes it
+out of the state first, and the reader copies the state last. Only in the middle of `roll` a state has no packets.
 
 A million entries are read in two passes. The first finds those that matter, and their keys; then the keys are sorted; the second copies
 entries in that order, so that the same talker in several slices is summed on the way, and no second array of all rows is ever needed.
@@ -22,24 +26,33 @@ are then made of the flows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from .. import flowrows
+from ..errors import KernelError
 from ..flowrows import FLOW, FLOW_WORDS
-from ..rows import CHUNK, ROW, assemble, collapse, ordered_chunks, sort_keys, take
+from ..rows import CHUNK, ROW, WORDS, assemble, collapse, ordered_chunks, sort_keys, take
 from . import abi
-from .maps import map_memory, realtime_at_monotonic_zero
+from .maps import Control, map_memory, monotonic_ns, realtime_at_monotonic_zero
 
-_SEEN_UNIT = (1 << abi.SEEN_SHIFT) / 1e9  # seconds
-
-# An entry's words: the first eight are those of a talker, which has no others
-_TAIL, _BYTES, _PACKETS, _SYNS, _SEEN, _TO, _PORTS, _IP_BYTES = 2, 3, 5, 6, 7, 8, 10, 11
-_BYTES_SHIFT = np.uint64(abi.BYTES_SHIFT)
+# The words of an entry's copy: the first two are those of a talker, up to eight those of a flow, then come its details
+_KEY, _STATE, _TO, _PORTS, _IP_BYTES, _IP_BYTES_BEFORE, _LAST_SEEN = 0, 1, 2, 4, 5, 6, 7
+_DETAILS = _HIGH = 8
+_SECOND, _BYTES, _PACKETS = range(9, 12)  # with the packets, the SYNs
+_WORDS = 12
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 _BYTE, _FLAGS_BEFORE, _OUTCOME, _SLOT = np.uint64(0xFF), np.uint64(40), np.uint64(48), np.uint64(56)
+_STATE_BYTES, _STATE_PACKETS, _STATE_SEEN, _CARRIED = (
+    np.uint64(bits) for bits in (abi.STATE_BYTES, abi.STATE_PACKETS, abi.STATE_SEEN, abi.STATE_CARRIED)
+)
+_PACKETS_SHIFT, _SEEN_SHIFT = np.uint64(abi.STATE_PACKETS_SHIFT), np.uint64(abi.STATE_SEEN_SHIFT)
+_ID_SHIFT = np.uint64(abi.STATE_MOMENT_SHIFT + abi.POLICY_BITS)
+
+_TRIES = 3
+"""To copy an entry that was not adding to its details meanwhile."""
 
 Chunks = Iterable[tuple[np.ndarray, np.ndarray]]
 
@@ -53,8 +66,8 @@ class _Kind:
     keys: Callable[..., np.ndarray]
     """From these words."""
     chunks: Callable[[np.ndarray], Chunks]
-    rows: Callable[[np.ndarray], np.ndarray]
-    """From a copy of entries; in the same memory, if it can be."""
+    rows: Callable[[np.ndarray, int], np.ndarray]
+    """From a copy of entries, whose states tell when they were last seen in units of 2^n ns."""
     take: Callable[[np.ndarray, np.ndarray], np.ndarray]
     collapse: Callable[[np.ndarray, np.ndarray], np.ndarray]
     assemble: Callable[[int, Iterable[np.ndarray]], np.ndarray]
@@ -63,54 +76,67 @@ class _Kind:
 class TalkerTable:
     """The slices of all CPUs."""
 
-    def __init__(self, map_fd: int, *, cpus: int, sets: int, flows: bool = False):
+    def __init__(self, maps: Mapping[str, int], control: Control, *, cpus: int, sets: int, flows: bool = False):
         """`flows`: an entry is one."""
-        entry = abi.FLOW if flows else abi.TALKER
         self.flows = flows
+        self._control = control
         self._slice = sets * abi.WAYS
         self.capacity = cpus * self._slice
-        self._memory = map_memory(map_fd, self.capacity * entry.itemsize, write=False)
-        words = entry.itemsize // 8
-        self._words = np.frombuffer(self._memory, "u8", self.capacity * words).reshape(-1, words)
+        self._talkers = self._map(maps["talkers"], abi.FLOW if flows else abi.TALKER)
+        self._details = self._map(maps["details"], abi.DETAIL)
+        self._past = self._map(maps["past"], abi.PAST)
+
+    def _map(self, fd: int, kind: np.dtype) -> np.ndarray:
+        memory = map_memory(fd, self.capacity * kind.itemsize, write=False)
+        words = kind.itemsize // 8
+        return np.frombuffer(memory, "u8", self.capacity * words).reshape(-1, words)
 
     def _column(self, chunk: slice, word: int) -> np.ndarray:
         """One word of neighbouring entries, as it is now."""
-        return self._words[chunk, word].copy()
+        return self._talkers[chunk, word].copy() if word < _DETAILS else self._details[chunk, word - _DETAILS].copy()
+
+    def _take(self, at: np.ndarray) -> np.ndarray:
+        """Entries as they are now, without their details: a line for each word."""
+        return self._talkers.take(at, axis=0).T
+
+    def _take_details(self, at: np.ndarray) -> np.ndarray:
+        return self._details.take(at, axis=0).T
+
+    def _take_packets(self, at: np.ndarray) -> np.ndarray:
+        """Of their details, with the SYNs."""
+        return self._details[at, _PACKETS - _DETAILS]
 
     def _copy(self, at: np.ndarray) -> np.ndarray:
-        """Entries as they are now."""
-        return self._words.take(at, axis=0)
-
-    def _tails(self, at: np.ndarray) -> np.ndarray:
-        """The third words of entries, as they are now."""
-        return self._words.reshape(-1).take(at * self._words.shape[1] + _TAIL)
+        """Entries as they are now, their states last: a line for each word, which is what numpy computes with soonest."""
+        copy = np.empty((_WORDS, len(at)), "u8")
+        copy[_DETAILS:] = self._take_details(at)
+        copy[: self._talkers.shape[1]] = self._take(at)
+        return copy
 
     def _chunks(self) -> Iterator[slice]:
         return (slice(at, at + CHUNK) for at in range(0, self.capacity, CHUNK))
 
-    def _find(self, kind: _Kind, matters: Callable[[slice, np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """The places of entries that matter, and their keys. `matters` is given a chunk, and the third words of its entries."""
+    def _find(self, kind: _Kind, matters: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The places of entries that matter, and their keys. `matters` is given states."""
         places, keys, used = np.empty(self.capacity, "u4"), np.empty(self.capacity, "u8"), 0
         for chunk in self._chunks():
-            tail = self._column(chunk, _TAIL)
-            found = np.flatnonzero(matters(chunk, tail))
-            named_by = (tail if word == _TAIL else self._column(chunk, word) for word in kind.named_by)
-            keys[used : used + len(found)] = kind.keys(*(column.take(found) for column in named_by))
+            found = np.flatnonzero(matters(self._column(chunk, _STATE)))
+            keys[used : used + len(found)] = kind.keys(*(self._column(chunk, word).take(found) for word in kind.named_by))
             places[used : used + len(found)] = chunk.start + found
             used += len(found)
         return places[:used], keys[:used]
 
-    def _read(self, kind: _Kind, matters: Callable[[slice, np.ndarray], np.ndarray],
+    def _read(self, kind: _Kind, matters: Callable[[np.ndarray], np.ndarray],
               settle: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> np.ndarray:  # fmt: skip
-        """The entries that matter as merged rows. From their places and keys `settle` makes a copy of them whose counts [0] are the right
-        ones, and says which are wanted."""
+        """The entries that matter as merged rows. From their places and keys `settle` makes a copy of them whose counts are those that are
+        asked for, and says which are wanted."""
         places, keys = self._find(kind, matters)
         chunks = kind.chunks(keys)
         del keys  # 8 MB
 
         def merged(at: np.ndarray, keys: np.ndarray) -> np.ndarray:
             entries, wanted = settle(at, keys)
-            rows = kind.rows(entries)
+            rows = kind.rows(entries, self._control.seen_shift)
             if not wanted.all():
                 found = np.flatnonzero(wanted)
                 rows, keys = kind.take(rows, found), keys.take(found)
@@ -127,31 +153,27 @@ class TalkerTable:
         return self._read_closed(_FLOWS, closed)
 
     def _read_closed(self, kind: _Kind, closed: int) -> np.ndarray:
-        running = closed + 1
+        closed_id, running_id = _id(closed), _id(self._control.window)
 
-        def matters(chunk: slice, tail: np.ndarray) -> np.ndarray:
-            # What has neither number now has no counts of the closed window, whatever becomes of it while we read; and what has the
+        def matters(states: np.ndarray) -> np.ndarray:
+            # What has neither id now has no counts of the closed window, whatever becomes of it while we read; and what has the
             # running one has moved them. So what is found here has unread counts, and its talker stays.
-            window = tail >> _HALF
-            matter = window == closed
-            moved = np.flatnonzero(window == running)
-            matter[moved] = self._column(chunk, _PACKETS).take(moved) >> _HALF > 0
-            return matter
+            ids = states >> _ID_SHIFT
+            return (ids == closed_id) | (ids == running_id) & (states & _CARRIED > 0)
 
         def settle(at: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            entries = self._copy(at)  # before the numbers: see above
-            moved = np.flatnonzero(self._tails(at) >> _HALF != closed)
+            entries = self._copy(at)  # before the ids: see above
+            _add_state(entries)
+            moved = np.flatnonzero(self._take(at)[_STATE] >> _ID_SHIFT != closed_id)
             if len(moved):
                 again = self._copy(at.take(moved))
-                for word in (_BYTES, _IP_BYTES) if kind is _FLOWS else (_BYTES,):
-                    again[:, word] = again[:, word + 1]
-                for word in (_PACKETS, _SYNS):
-                    again[:, word] >>= _HALF
+                again[_BYTES], again[_PACKETS] = self._past.take(at.take(moved), axis=0).T
                 if kind is _FLOWS:
-                    flags = again[:, _PORTS] >> _FLAGS_BEFORE & _BYTE
-                    again[:, _PORTS] = again[:, _PORTS] & ~(_BYTE << _HALF) | flags << _HALF
-                entries[moved] = again
-            return entries, entries[:, _PACKETS] & _LOW > 0
+                    again[_IP_BYTES] = again[_IP_BYTES_BEFORE]
+                    flags = again[_PORTS] >> _FLAGS_BEFORE & _BYTE
+                    again[_PORTS] = again[_PORTS] & ~(_BYTE << _HALF) | flags << _HALF
+                entries[:, moved] = again
+            return entries, entries[_PACKETS] & _LOW > 0
 
         return self._read(kind, matters, settle)
 
@@ -164,80 +186,133 @@ class TalkerTable:
         return self._read_running(_FLOWS, running)
 
     def _read_running(self, kind: _Kind, running: int) -> np.ndarray:
-        def matters(_: slice, tail: np.ndarray) -> np.ndarray:
-            return tail >> _HALF == running
+        running_id = _id(running)
+
+        def matters(states: np.ndarray) -> np.ndarray:
+            return states >> _ID_SHIFT == running_id
 
         def settle(at: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            first, second = self._copy(at), self._copy(at)
-            named_by = [second[:, word].copy() for word in kind.named_by]
-            same = (second[:, _TAIL] >> _HALF == running) & (kind.keys(*named_by) == keys)
-            for word, now in zip(kind.named_by, named_by, strict=True):
-                before = first[:, word]
-                same &= before & _LOW == now & _LOW if word == _PORTS else before == now
-            same &= first[:, _SEEN] & _LOW == second[:, _SEEN] & _LOW
-            return second, same & (second[:, _PACKETS] & _LOW > 0)
+            before, entries = self._take(at), self._copy(at)
+            for _ in range(_TRIES):
+                changed = np.flatnonzero((self._take_packets(at) ^ entries[_PACKETS]) & _LOW)
+                if not len(changed):
+                    break
+                entries[:, changed] = self._copy(at.take(changed))
+            after = self._take(at)
+            same = (kind.keys(*(entries[word] for word in kind.named_by)) == keys) & (entries[_STATE] & _STATE_PACKETS > 0)
+            same &= entries[_STATE] >> _ID_SHIFT == running_id
+            for look in (before, after):
+                same &= look[_STATE] >> _ID_SHIFT == running_id
+                for word in kind.named_by:
+                    if word < _DETAILS:
+                        changed = look[word] ^ entries[word]
+                        same &= (changed & _LOW if word == _PORTS else changed) == 0
+            _add_state(entries)
+            return entries, same
 
         return self._read(kind, matters, settle)
 
-    def occupied(self, running: int) -> list[int]:
+    def occupied(self) -> list[int]:
         """Entries of the running window or the one before it, in each slice."""
-        live = np.concatenate([self._column(chunk, _TAIL) >> _HALF >= running - 1 for chunk in self._chunks()])
+        running, before = _id(self._control.window), _id(self._control.before)
+        ids = np.concatenate([self._column(chunk, _STATE) >> _ID_SHIFT for chunk in self._chunks()])
+        live = (ids == running) | (ids == before)
         return [int(used) for used in np.count_nonzero(live.reshape(-1, self._slice), axis=1)]
 
+    def following(self, running: int) -> int:
+        """The number for the window after the running one: the next, unless an entry is left of a window with the same id, 2^24 windows
+        ago. Odd and even numbers take turns, since sketches go by that."""
+        number = running + 1
+        if number < abi.WINDOW_IDS:
+            return number
+        used = np.zeros(abi.WINDOW_IDS, bool)
+        used[0] = True  # nobody's
+        for chunk in self._chunks():
+            used[self._column(chunk, _STATE) >> _ID_SHIFT] = True
+        further = (np.flatnonzero(~used) - number) % abi.WINDOW_IDS
+        further = further[further % 2 == 0]
+        if not len(further):
+            raise KernelError("the talkers of the past have used up the numbers of windows", hint="set another size for tables.talkers")
+        return number + int(further.min())
 
-def _tail(tail: np.ndarray) -> np.ndarray:
-    """A row's third word from that of an entry."""
-    family = tail >> np.uint64(24) & np.uint64(3)  # enum xm_family: 1 is IPv4, 2 is IPv6
+
+def _id(number: int) -> np.uint64:
+    """How the number of a window stands in the state of an entry."""
+    return np.uint64(number % abi.WINDOW_IDS)
+
+
+def _add_state(entries: np.ndarray) -> None:
+    """Put in the place of the counts of an entry's own window those that its state makes them."""
+    state = entries[_STATE]
+    entries[_PACKETS] += (state & _STATE_PACKETS) >> _PACKETS_SHIFT
+    entries[_BYTES] += state & _STATE_BYTES
+
+
+def _source(key: np.ndarray, high: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two words of an entry's source."""
+    name = (key ^ second ^ high ^ high >> _HALF) & _LOW
+    return name | second << _HALF, high
+
+
+def _tail(key: np.ndarray) -> np.ndarray:
+    """A row's third word."""
+    tail = key >> _HALF
+    family = tail >> np.uint64(24)  # enum xm_family: 1 is IPv4, 2 is IPv6
     return tail & np.uint64(0xFFFFFF) | (family * np.uint64(2) + np.uint64(2)) << np.uint64(24)
 
 
-def _place(tail: np.ndarray, ports: np.ndarray) -> np.ndarray:
+def _place(key: np.ndarray, ports: np.ndarray) -> np.ndarray:
     """The word of a flow's row that has the ports, the protocol and the family."""
-    return ports & _LOW | _tail(tail) >> np.uint64(16) << _HALF
+    return ports & _LOW | _tail(key) >> np.uint64(16) << _HALF
 
 
-def _keys(low: np.ndarray, high: np.ndarray, tail: np.ndarray) -> np.ndarray:
-    return sort_keys(low, high, _tail(tail))
+def _keys(key: np.ndarray, high: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return sort_keys(*_source(key, high, second), _tail(key))
 
 
-def _flow_keys(low: np.ndarray, high: np.ndarray, tail: np.ndarray, *to: np.ndarray) -> np.ndarray:
+def _flow_keys(key: np.ndarray, high: np.ndarray, second: np.ndarray, *to: np.ndarray) -> np.ndarray:
     to_low, to_high, ports = to
-    return flowrows.flow_keys(low, high, to_low, to_high, _place(tail, ports))
+    return flowrows.flow_keys(*_source(key, high, second), to_low, to_high, _place(key, ports))
 
 
-def _rows(entries: np.ndarray) -> np.ndarray:
-    """Turn a copy of entries into rows, in its own memory."""
-    packets, syns = entries[:, _PACKETS] & _LOW, entries[:, _SYNS] & _LOW
-    bytes_, seen = entries[:, _BYTES] >> _BYTES_SHIFT, entries[:, _SEEN].copy()
-    entries[:, _TAIL] = _tail(entries[:, _TAIL])
-    rows = entries.view(ROW).reshape(-1)
-    rows["packets"], rows["bytes"], rows["syns"] = packets, bytes_, syns
-    _set_seen(rows, seen)
+def _rows(entries: np.ndarray, seen_shift: int) -> np.ndarray:
+    words = np.empty((entries.shape[1], WORDS), "u8")
+    words[:, 0], words[:, 1] = _source(entries[_KEY], entries[_HIGH], entries[_SECOND])
+    words[:, 2] = _tail(entries[_KEY])
+    rows = _filled(words.view(ROW).reshape(-1), entries)
+    now = monotonic_ns() >> seen_shift
+    ago = np.uint64(now) - ((entries[_STATE] & _STATE_SEEN) >> _SEEN_SHIFT) & _BYTE
+    rows["last_seen"] = np.maximum((now - ago.astype("f8")) * ((1 << seen_shift) / 1e9) + realtime_at_monotonic_zero(), rows["first_seen"])
     return rows
 
 
-def _flow_rows(entries: np.ndarray) -> np.ndarray:
-    tail, ports = entries[:, _TAIL], entries[:, _PORTS]
-    words = np.empty((len(entries), FLOW_WORDS), "u8")
-    words[:, :2], words[:, 2:4] = entries[:, :2], entries[:, _TO : _TO + 2]
-    words[:, 4] = _place(tail, ports) | (ports >> _OUTCOME & _BYTE) << np.uint64(48) | (ports >> _HALF & _BYTE) << np.uint64(56)
-    words[:, 5] = ports >> _SLOT | (tail & np.uint64(0xFFFF)) << np.uint64(16)
-    rows = words.view(FLOW).reshape(-1)
-    rows["packets"], rows["syns"] = entries[:, _PACKETS] & _LOW, entries[:, _SYNS] & _LOW
-    rows["bytes"], rows["ip_bytes"] = entries[:, _BYTES] >> _BYTES_SHIFT, entries[:, _IP_BYTES]
-    _set_seen(rows, entries[:, _SEEN].copy())
+def _flow_rows(entries: np.ndarray, seen_shift: int) -> np.ndarray:
+    key, ports = entries[_KEY], entries[_PORTS]
+    words = np.empty((entries.shape[1], FLOW_WORDS), "u8")
+    words[:, 0], words[:, 1] = _source(key, entries[_HIGH], entries[_SECOND])
+    words[:, 2:4] = entries[_TO : _TO + 2].T
+    words[:, 4] = _place(key, ports) | (ports >> _OUTCOME & _BYTE) << np.uint64(48) | (ports >> _HALF & _BYTE) << np.uint64(56)
+    words[:, 5] = ports >> _SLOT | (key >> _HALF & np.uint64(0xFFFF)) << np.uint64(16)
+    rows = _filled(words.view(FLOW).reshape(-1), entries)
+    rows["ip_bytes"] = entries[_IP_BYTES]
+    rows["last_seen"] = _moments(entries[_LAST_SEEN] & _LOW)
     return rows
 
 
-def _set_seen(rows: np.ndarray, seen: np.ndarray) -> None:
-    times = seen.view("u4").astype("f8")
-    times *= _SEEN_UNIT
-    times += realtime_at_monotonic_zero()
-    rows["first_seen"], rows["last_seen"] = times[::2], times[1::2]
+def _filled(rows: np.ndarray, entries: np.ndarray) -> np.ndarray:
+    """With what rows of talkers and of flows have alike."""
+    rows["packets"], rows["bytes"], rows["syns"] = entries[_PACKETS] & _LOW, entries[_BYTES], entries[_PACKETS] >> _HALF
+    rows["first_seen"] = _moments(entries[_SECOND] >> _HALF)
+    return rows
 
 
-_TALKERS = _Kind((0, 1, _TAIL), _keys, ordered_chunks, _rows, take, collapse, assemble)
+def _moments(seen: np.ndarray) -> np.ndarray:
+    """Seconds since the epoch, of what is in units of abi.SEEN_SHIFT."""
+    return seen * ((1 << abi.SEEN_SHIFT) / 1e9) + realtime_at_monotonic_zero()
+
+
+_TALKERS = _Kind((_KEY, _HIGH, _SECOND), _keys, ordered_chunks, _rows, take, collapse, assemble)
 _FLOWS = _Kind(
-    (0, 1, _TAIL, _TO, _TO + 1, _PORTS), _flow_keys, flowrows.flow_chunks, _flow_rows, flowrows.take_flows, flowrows.collapse_flows,
-    flowrows.assemble_flows,
+    (_KEY, _HIGH, _SECOND, _TO, _TO + 1, _PORTS), _flow_keys, flowrows.flow_chunks, _flow_rows, flowrows.take_flows,
+    flowrows.collapse_flows, flowrows.assemble_flows,
 )  # fmt: skip
