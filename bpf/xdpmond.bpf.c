@@ -428,6 +428,7 @@ static __always_inline struct xm_entry *find_entry(const struct xm_control *ctl,
 		asm volatile("" : "+r"(is));
 		found |= is >> 63 << i;
 	}
+	found &= -found; /* more than one may have the key of an IPv6 source */
 	u64 way = line + (((found >> 1) - (found >> 3)) & (XM_LOOK - 1)); /* of four bits the one that is set */
 	u64 place = who->home * XM_WAYS + way;
 	if (found && source_is(p, place)) {

@@ -226,6 +226,26 @@ def test_sources_of_one_name_are_told_apart(quiet: Harness) -> None:
     assert books(quiet).balanced
 
 
+def test_sources_of_one_name_in_one_set(datapath: Harness) -> None:
+    """In whatever order they came there, and whichever talkers of either port stand beside them: a packet is its own talker's."""
+    build = dataclasses.replace(datapath.build, sets=1)
+    alone = Harness(build, loader.load(build, code=datapath.loaded.code))
+    try:
+        alone.policy(deny=["2001:db8::/32"])
+        alone.enforce()
+        talkers = [("2001:db8:0:1:0:2:0:3", 443), ("2001:db8:0:2:0:1:0:3", 443), ("2001:db8:0:1:0:2:0:3", 22), ("2001:db9:0:1:0:2:0:3", 443)]
+        for order in itertools.permutations(talkers):
+            alone.close_window()
+            alone.talker_memory()[:] = 0
+            for _ in range(3):
+                for source, port in order:
+                    assert (alone.send(tcp(source, port)) == libbpf.XDP_DROP) == source.startswith("2001:db8:")
+            counted = {(source, port): packets for (source, _, port), (packets, _, _) in by_key(alone.running()).items()}
+            assert counted == dict.fromkeys(talkers, 3), order
+    finally:
+        alone.close()
+
+
 def make_older(entries: np.ndarray, which: np.ndarray, units: int = 10) -> None:
     """By some units of the table's clock, of half a second."""
     seen, one = np.uint64(abi.STATE_SEEN), np.uint64(1 << abi.STATE_SEEN_SHIFT)
