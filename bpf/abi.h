@@ -10,7 +10,7 @@
 #ifndef XDPMOND_ABI_H
 #define XDPMOND_ABI_H
 
-#define XM_ABI_VERSION 6
+#define XM_ABI_VERSION 7
 
 #define XM_MAX_SLOTS 16       /* interfaces watched at once */
 #define XM_WAYS 4             /* talkers in a set */
@@ -47,6 +47,7 @@
 #define XM_TOPS 65536         /* IPv6: all /16 */
 #define XM_TOP_DEEPER 4        /* IPv6: longer prefixes lie under this /16 */
 #define XM_LINK_MARK 0x584d4c48 /* stands in the program text where the daemon writes how frames start: see has_ethernet */
+#define XM_SETS_MARK 0x584d5354 /* and where it writes how many sets the table of talkers has: see set_mask */
 #define XM_VALUE_MARK 0x584d5641 /* and the upper half of what stands where it writes the address of a map's one value: see xm_value_of */
 
 /* Maps of one value whose address is in the instructions: a lookup would cost twelve more, and the registers that a call takes. */
@@ -127,13 +128,11 @@ struct xm_control {
 	                         is in bits 32 to 63. */
 	u32 before;           /* number of the window before the running one */
 	u32 read_window;      /* of the last closed window that the daemon has read: that before, but while it reads */
-	u32 talker_mask;      /* sets in a slice of the talker table, less one */
 	u32 event_budget;     /* events a second and CPU */
 	u32 event_reserve;    /* of these, kept for sources already known */
 	u32 seen_shift;       /* last seen of talkers: CLOCK_MONOTONIC nanoseconds >> this, eight bits of it, more than any two windows */
 	u16 ephemeral_first;  /* ip_local_port_range */
 	u16 ephemeral_last;
-	u32 pad;
 	struct xm_slot slots[XM_MAX_SLOTS];
 };
 
@@ -146,15 +145,13 @@ struct xm_ledger_half {
 };
 struct xm_ledger {
 	u32 abi_version;
-	u32 cpus;           /* slices of the talker table */
-	u32 sets;           /* a slice, a power of two */
 	u32 generation;     /* daemon starts on these maps, from 1 */
 	u32 attributing;    /* the window whose counts are being added to those of the rules; 0: none */
 	u32 pad;
 	u64 build;          /* identity of the loaded program: hash of its sources and options */
 	u64 started;        /* CLOCK_MONOTONIC ns at which the maps were made */
 	u64 window_started; /* CLOCK_MONOTONIC ns at which the running window began */
-	struct xm_ledger_half half[2]; /* [window & 1]: the newer is the truth, the other is being written */
+	struct xm_ledger_half half[2]; /* the one with the newer window is the truth, the other is being written */
 };
 
 /* One depth of the binary search for an IPv6 node, and where to go on if there is one, or not; XM_SEARCH_STEPS and above: nowhere. */
@@ -400,8 +397,8 @@ struct xm_event {
 
 _Static_assert(sizeof(struct xm_count) == 16, "xm_count");
 _Static_assert(sizeof(struct xm_slot) == 8, "xm_slot");
-_Static_assert(sizeof(struct xm_control) == 208, "xm_control");
-_Static_assert(sizeof(struct xm_ledger) == 96, "xm_ledger");
+_Static_assert(sizeof(struct xm_control) == 200, "xm_control");
+_Static_assert(sizeof(struct xm_ledger) == 88, "xm_ledger");
 _Static_assert(sizeof(struct xm_policy) == 128, "xm_policy");
 _Static_assert(sizeof(struct xm_line) == 64, "xm_line fills a cache line");
 _Static_assert(sizeof(struct xm_bucket4) == 64, "xm_bucket4 fills a cache line");

@@ -287,10 +287,19 @@ static __always_inline void sketch_source(const struct xm_control *ctl, const st
 		raise(half + 2 * XM_SKETCH_OVERALL + 2 * (pair - 1) + family, hash, rank);
 }
 
-/* The first set of this CPU's slice. */
-static __always_inline u64 slice_of(const struct xm_control *ctl)
+/* Sets in a slice of the talker table, less one. In the text, so that a program and its table cannot disagree: while a daemon takes over, the
+   program of the last one runs on, with a table of another size. */
+static __always_inline u64 set_mask(void)
 {
-	return (u64)bpf_get_smp_processor_id() * ((u64)ctl->talker_mask + 1);
+	u64 mask;
+	asm volatile("%0 = %1" : "=r"(mask) : "i"(XM_SETS_MARK));
+	return mask;
+}
+
+/* The first set of this CPU's slice. */
+static __always_inline u64 slice_of_cpu(void)
+{
+	return (u64)bpf_get_smp_processor_id() * (set_mask() + 1);
 }
 
 /* The way with which a talker's search in its first set begins: that of a cache line. */
@@ -321,14 +330,14 @@ struct xm_who {
 };
 
 /* The two sets that a talker may be in. */
-static __always_inline u64 home_set(const struct xm_control *ctl, u64 slice, u64 hash)
+static __always_inline u64 home_set(u64 slice, u64 hash)
 {
-	return slice + ((hash ^ hash >> 48) & ctl->talker_mask);
+	return slice + ((hash ^ hash >> 48) & set_mask());
 }
 
-static __always_inline u64 other_set(const struct xm_control *ctl, const struct xm_who *who)
+static __always_inline u64 other_set(const struct xm_who *who)
 {
-	return who->slice + (who->hash >> 42 & ctl->talker_mask);
+	return who->slice + (who->hash >> 42 & set_mask());
 }
 
 /* 0 if the entry is of this talker or flow, but for what stands in the details; else below 2^63, since no family has a number of eight bits. */
@@ -364,7 +373,7 @@ static __always_inline struct xm_entry *oldest_talker(const struct xm_control *c
 {
 	bool reading = *(volatile u32 *)&ctl->read_window != *(volatile u32 *)&ctl->before;
 	u64 before = id_before(ctl);
-	u64 number = other_set(ctl, who);
+	u64 number = other_set(who);
 	struct xm_entry_set *other = set_at(number);
 	if (!other)
 		return 0;
@@ -406,7 +415,7 @@ static __always_inline struct xm_entry *oldest_talker(const struct xm_control *c
 
 /* The entry of a talker or flow in this CPU's slice of the table, and its place. It is in one of two sets, so that a table which is half full
    turns hardly anybody away. */
-static __always_inline struct xm_entry *find_entry(const struct xm_control *ctl, struct xm_packet *p, struct xm_entry_set *home,
+static __always_inline struct xm_entry *find_entry(struct xm_packet *p, struct xm_entry_set *home,
 						   const struct xm_who *who, const struct xm_more *more)
 {
 	u64 line = line_of(who->hash), found = 0;
@@ -440,7 +449,7 @@ static __always_inline struct xm_entry *find_entry(const struct xm_control *ctl,
 	if (found || XM_LOOK < XM_WAYS)
 		place = place_in(home, who->home, p, who, more);
 	if (place == XM_NOWHERE) {
-		u64 number = other_set(ctl, who);
+		u64 number = other_set(who);
 		set = set_at(number);
 		if (!set)
 			return 0;
@@ -701,7 +710,7 @@ int xdpmond(struct xdp_md *ctx)
 	u64 size = (long)ctx->data_end - (long)ctx->data;
 #endif
 	u64 now = time_of(ctl, &of_cpu->clock);
-	u64 slice = slice_of(ctl);
+	u64 slice = slice_of_cpu();
 
 	u32 ifindex = ctx->ingress_ifindex;
 	const struct xm_slot *slot = 0;
@@ -748,12 +757,12 @@ int xdpmond(struct xdp_md *ctx)
 		more.seen = now >> XM_SEEN_SHIFT;
 		who.hash = hash_flow(ctl, p, hash, more.ports);
 #endif
-		who.home = home_set(ctl, slice, who.hash);
+		who.home = home_set(slice, who.hash);
 		struct xm_entry_set *home = set_at(who.home);
 		if (!home)
 			return XDP_PASS;
 		bool here = to_this_host(p);
-		struct xm_entry *entry = here ? find_entry(ctl, p, home, &who, &more) : 0;
+		struct xm_entry *entry = here ? find_entry(p, home, &who, &more) : 0;
 		enum xm_seen seen = entry ? XM_SEEN_NOW : XM_SEEN_NEVER;
 		u64 state = entry ? xm_talker_of(entry)->state : 0;
 		u64 code = state >> XM_STATE_CODE_SHIFT & 3;

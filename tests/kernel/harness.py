@@ -88,9 +88,7 @@ class Harness:
         self.build = build
         self.loaded = loaded or loader.load(build, policy=POLICY_SIZE)
         maps = self.loaded.maps
-        self.control = Control(
-            maps, fresh="control" not in self.loaded.reused, identity=self.loaded.code.identity, cpus=build.cpus, sets=build.sets
-        )
+        self.control = Control(maps, fresh="control" not in self.loaded.reused, identity=self.loaded.code.identity)
         self.counters = Counters(maps, cpus=build.cpus)
         self.rules = self.new_rules()
         self.prefixes: dict[Prefix, Verdict] = {}

@@ -284,6 +284,45 @@ def test_what_an_old_table_held_unread_is_entered_when_it_is_another_one(
     assert after.control.tracked == Count(20, 20 * len(FRAME))
 
 
+@pytest.mark.parametrize("second", [LARGER, WITH_FLOWS], ids=["larger", "flows"])
+def test_the_old_program_does_its_work_until_it_is_replaced(start: Callable[..., Datapath], second: Config) -> None:
+    """On every CPU: it shares with the new one what the daemon tells both, but not the table."""
+    before = start()
+    before.apply_policy(PlainPolicy({LISTED: Verdict.DENY}), None, Verdict.LOG)
+    after = start(second, again=True)
+    cpus = sorted(os.sched_getaffinity(0))
+    for cpu in cpus:
+        with pinned(cpu):
+            assert (send(before, FRAME, 3), send(before, STRANGER, 2)) == (libbpf.XDP_DROP, libbpf.XDP_PASS)
+    counted = Count(5 * len(cpus), 5 * len(cpus) * len(FRAME))
+    tallies = after.tallies()
+    assert (tallies.sourced, tallies.untracked, tallies.evicted) == (counted, Count(), Count())
+    after.adopt_links((), {}, {})
+    assert after.control.tracked == counted
+
+
+@pytest.mark.parametrize(("first", "second"), [(SMALL, LARGER), (LARGER, SMALL)], ids=["larger", "smaller"])
+def test_a_start_that_ends_early_loses_nothing_of_the_old_table(
+    start: Callable[..., Datapath], store: Store, monkeypatch: pytest.MonkeyPatch, first: Config, second: Config
+) -> None:
+    """It has made maps of another size, which nobody has kept; the old one is in the store still."""
+    before = start(first)
+    sources = random_sources(300, seed=23)
+    for source in sources:
+        send(before, tcp(source))
+    with monkeypatch.context() as context:
+        context.setattr("xdpmond.kernel.datapath._replace", None)
+        with pytest.raises(TypeError):
+            start(second, again=True)
+    after = start(second, again=True)
+    after.adopt_links((), {}, {})
+    tallies = after.tallies()
+    sent = Count(len(sources), len(sources) * len(tcp("192.0.2.1")))
+    assert (tallies.sourced, tallies.untracked) == (sent, Count())
+    assert after.control.tracked + tallies.evicted == sent
+    assert tallies.evictions < 10
+
+
 def test_flows_go_on_over_a_restart(start: Callable[..., Datapath]) -> None:
     before = start(WITH_FLOWS)
     send(before, FRAME, 5)

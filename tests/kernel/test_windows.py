@@ -146,9 +146,7 @@ def test_a_crash_between_the_two_stores_that_begin_a_window(quiet: Harness) -> N
     before, running = quiet.control.before, quiet.control.window
     quiet.control.block["before"] = running
     quiet.send(tcp("198.51.100.2"))
-    after = Control(
-        quiet.loaded.maps, fresh=False, identity=quiet.loaded.code.identity, cpus=quiet.build.cpus, sets=quiet.build.sets
-    )  # fmt: skip
+    after = Control(quiet.loaded.maps, fresh=False, identity=quiet.loaded.code.identity)
     assert (after.before, after.window, after.reading) == (before, running, False)
     quiet.send(tcp("198.51.100.1"))
     assert by_key(quiet.close_window()) == {("198.51.100.1", 6, 443): (2, 108, 0), ("198.51.100.2", 6, 443): (1, 54, 0)}

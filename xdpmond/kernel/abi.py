@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import sketches
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 MAX_SLOTS = 16
 WAYS = 4
 PORT_NONE = 0
@@ -46,6 +46,7 @@ LOCALS = 16384
 TOPS = 65536
 TOP_DEEPER = 4
 LINK_MARK = 0x584D4C48
+SETS_MARK = 0x584D5354
 VALUE_MARK = 0x584D5641
 
 CLASSES = 8
@@ -103,14 +104,14 @@ SLOT = np.dtype([("ifindex", "u4"), ("enforce", "u1"), ("number", "u1"), ("pad",
 CONTROL = np.dtype(
     [
         ("seed", "u8", 4), ("event_interval", "u8"), ("moment", "u8"), ("before", "u4"), ("read_window", "u4"),
-        ("talker_mask", "u4"), ("event_budget", "u4"), ("event_reserve", "u4"), ("seen_shift", "u4"), ("ephemeral_first", "u2"),
-        ("ephemeral_last", "u2"), ("pad", "u4"), ("slots", SLOT, MAX_SLOTS),
+        ("event_budget", "u4"), ("event_reserve", "u4"), ("seen_shift", "u4"), ("ephemeral_first", "u2"),
+        ("ephemeral_last", "u2"), ("slots", SLOT, MAX_SLOTS),
     ]
 )  # fmt: skip
 LEDGER_HALF = np.dtype([("packets", "u8"), ("bytes", "u8"), ("window", "u4"), ("pad", "u4")])
 LEDGER = np.dtype(
     [
-        ("abi_version", "u4"), ("cpus", "u4"), ("sets", "u4"), ("generation", "u4"), ("attributing", "u4"), ("pad", "u4"),
+        ("abi_version", "u4"), ("generation", "u4"), ("attributing", "u4"), ("pad", "u4"),
         ("build", "u8"), ("started", "u8"), ("window_started", "u8"), ("half", LEDGER_HALF, 2),
     ]
 )  # fmt: skip

@@ -44,7 +44,7 @@ def _source(directory: Path, name: str) -> str:
 
 
 def _places(code: bytes, names: dict[int, str], request: dict) -> dict[str, list]:
-    """Where the instructions load a map, or the address of a map's one value, and of which map; and where they ask how frames start."""
+    """Where the instructions load a map, or the address of a map's one value, and of which map; and where they hold a mark, and which."""
     loads, values, marks = [], [], []
     at = 0
     while at < len(code):
@@ -55,8 +55,8 @@ def _places(code: bytes, names: dict[int, str], request: dict) -> dict[str, list
             elif int.from_bytes(code[at + 12 : at + 16], "little") == request["value_mark"]:
                 values.append((at, request["values"][immediate]))
             at += 8  # it has two places
-        elif code[at] == _MOVE_IMMEDIATE_64 and immediate == request["mark"]:
-            marks.append(at)
+        elif code[at] == _MOVE_IMMEDIATE_64 and immediate in request["marks"]:
+            marks.append((at, immediate))
         at += 8
     return {"loads": loads, "values": values, "marks": marks}
 

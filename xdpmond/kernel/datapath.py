@@ -112,7 +112,7 @@ class Datapath:
         self.build = build
         self.took_over = took_over
         self._store = store
-        self.control = Control(loaded.maps, fresh=fresh, identity=loaded.code.identity, cpus=build.cpus, sets=build.sets)
+        self.control = Control(loaded.maps, fresh=fresh, identity=loaded.code.identity)
         self.counters = Counters(loaded.maps, cpus=build.cpus)
         size = loader.kept_policy_size(loaded.maps) or SMALLEST_POLICY
         open_policy = PolicyTable if "policy" in loaded.reused else PolicyTable.new
@@ -426,19 +426,18 @@ class Datapath:
 class _Retired:
     """A talker table that was replaced by one of another size or kind, with counts that nobody has read."""
 
-    def __init__(self, maps: Mapping[str, int], cpus: int, sets: int):
+    def __init__(self, maps: Mapping[str, int]):
         self._maps = {name: maps[name] for name in TALKER_MAPS}
-        self._cpus, self._sets = cpus, sets
 
     @classmethod
     def of(cls, maps: Mapping[str, int]) -> _Retired | None:
-        ledger = _ledger(maps)
-        return cls(maps, int(ledger["cpus"]), int(ledger["sets"])) if ledger is not None and maps.keys() >= set(TALKER_MAPS) else None
+        return cls(maps) if maps.keys() >= set(TALKER_MAPS) else None
 
     def unread(self, control: Control) -> Count:
         """What it holds of the running window, and of the one before if that was not read. Closes the table."""
-        flows = libbpf.map_info(self._maps["talkers"])[2] == abi.FLOW_SET.itemsize
-        table = TalkerTable(self._maps, control, cpus=self._cpus, sets=self._sets, flows=flows)
+        _, _, size, sets, _ = libbpf.map_info(self._maps["talkers"])
+        cpus = libbpf.possible_cpus()
+        table = TalkerTable(self._maps, control, cpus=cpus, sets=sets // cpus, flows=size == abi.FLOW_SET.itemsize)
         unread = count_of(table.read_running(control.window))
         if control.reading:
             unread += count_of(table.read_closed(control.before))

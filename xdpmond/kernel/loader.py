@@ -106,8 +106,8 @@ class Code:
     """Where a map is loaded: offset in bytes, name of the map."""
     values: Sequence[tuple[int, str]]
     """Where the address of a map's one value is loaded: likewise."""
-    marks: Sequence[int]
-    """Where it is asked how frames start: offset in bytes."""
+    marks: Sequence[tuple[int, int]]
+    """Where it is asked how frames start, or how many sets there are: offset in bytes, abi.LINK_MARK or abi.SETS_MARK."""
 
     def load(self, name: str, maps: Mapping[str, int]) -> int:
         """One of the programs, loaded onto these maps. Raises KernelError with what the verifier said."""
@@ -118,8 +118,10 @@ class Code:
             instructions[at + 1] |= _BPF_PSEUDO_MAP_VALUE << 4
             instructions[at + 4 : at + 8] = maps[of].to_bytes(4, "little")
             instructions[at + 12 : at + 16] = bytes(4)  # from the value's beginning
-        for at in self.marks:
-            instructions[at + 4 : at + 8] = int(name == ETHERNET).to_bytes(4, "little")
+        sets = libbpf.map_info(maps["talkers"])[3] // libbpf.possible_cpus()
+        answers = {abi.LINK_MARK: int(name == ETHERNET), abi.SETS_MARK: sets - 1}
+        for at, mark in self.marks:
+            instructions[at + 4 : at + 8] = answers[mark].to_bytes(4, "little")
         return libbpf.load_xdp(bytes(instructions), name, frags=self.frags)
 
     def is_loaded(self, programs: Mapping[str, int], maps: Mapping[str, int]) -> bool:
@@ -243,7 +245,7 @@ def kept_policy_size(maps: Mapping[str, int]) -> PolicySize | None:
 def compile_code(build: Build, directory: Path) -> Code:
     """Compile in a child. Raises KernelError with what clang said."""
     request = {"directory": str(directory), "source": "xdpmond.bpf.c", "defines": build.defines, "maps": build.maps, "program": ETHERNET,
-               "mark": abi.LINK_MARK, "value_mark": abi.VALUE_MARK, "values": VALUES}  # fmt: skip
+               "marks": [abi.LINK_MARK, abi.SETS_MARK], "value_mark": abi.VALUE_MARK, "values": VALUES}  # fmt: skip
     # The child finds this package where we found it, installed or not; and nothing in the working directory, which "" would name.
     places = [str(Path(__file__).parents[2]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}

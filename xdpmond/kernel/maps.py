@@ -67,7 +67,7 @@ _WINDOW_SHIFT = 32
 class Control:
     """What the daemon tells the packet path; and the ledger, what it tells itself after its own restart."""
 
-    def __init__(self, maps: Mapping[str, int], *, fresh: bool, identity: int, cpus: int, sets: int):
+    def __init__(self, maps: Mapping[str, int], *, fresh: bool, identity: int):
         self._memory = map_memory(maps["control"], abi.CONTROL.itemsize, write=True)
         self._ledger_memory = map_memory(maps["ledger"], abi.LEDGER.itemsize, write=True)
         self.block = np.frombuffer(self._memory, abi.CONTROL, 1)[0]
@@ -76,8 +76,7 @@ class Control:
         if fresh:
             self._begin()
         self.ledger["abi_version"] = abi.ABI_VERSION
-        self.ledger["cpus"], self.ledger["sets"], self.ledger["build"] = cpus, sets, identity
-        self.block["talker_mask"] = sets - 1
+        self.ledger["build"] = identity
         if int(self.block["before"]) == self.window:
             self.block["before"] = self.block["read_window"]  # the last run ended within close_window
         self.ledger["generation"] += 1
