@@ -21,6 +21,7 @@
 #define XM_STATE_BYTES 0xffffULL
 #define XM_STATE_PACKETS_SHIFT 16
 #define XM_STATE_PACKETS (0x1fULL << XM_STATE_PACKETS_SHIFT)
+#define XM_STATE_STAY 8 /* packets that stay there when the others are added to the details */
 #define XM_STATE_SEEN_SHIFT 21
 #define XM_STATE_SEEN (0xffULL << XM_STATE_SEEN_SHIFT)
 #define XM_STATE_CARRIED (1ULL << 29)
@@ -235,8 +236,8 @@ struct xm_sketch {
  * One source on one destination port: what most packets need of it, a quarter of a cache line. What is seldom needed is in the maps `details` and
  * `past`, at the number of its set * XM_WAYS + way.
  *
- * `state` is one word, so that whoever reads it sees what belongs together. From below: bytes and packets that were counted since these fields were
- * last full and added to the details (16 and 5 bits); when it was last seen (8 bits, control.seen_shift); whether it was heard in the window
+ * `state` is one word, so that whoever reads it sees what belongs together. From below: bytes and packets that are not in the details (16 and 5
+ * bits), to which they are added when a field is full, but for some packets, by which one who sends much is known from one who has just come; when it was last seen (8 bits, control.seen_shift); whether it was heard in the window
  * before, XM_STATE_CARRIED; what the policy said of the source (enum xm_code with XM_CODE_LINE for no prefix; 0: nobody asked); and the lower half
  * of control.moment: the policy's number when it was asked, and the id of the window in which the talker was last heard; id 0: nobody's.
  *

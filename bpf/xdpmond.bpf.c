@@ -241,8 +241,8 @@ static __always_inline u64 roll(const struct xm_control *ctl, struct xm_entry *e
 		before->syns = d->syns;
 		flow_move(entry);
 	}
-	state = moment << XM_STATE_MOMENT_SHIFT | carried;
-	barrier(); /* a reader that sees the new id must see the moved counts: see kernel/talkers.py */
+	state = moment << XM_STATE_MOMENT_SHIFT | carried | (state & XM_STATE_SEEN);
+	barrier(); /* a reader that sees the new id must see the moved counts, and when the talker was last seen: see kernel/talkers.py */
 	xm_talker_of(entry)->state = state;
 	barrier();
 	d->packets = 0;
@@ -474,13 +474,15 @@ static __always_inline void count_packet(const struct xm_packet *p, struct xm_ta
 		d = detail_at(p->place);
 		if (!d)
 			return;
-		u64 packets = d->packets + packets_in(state);
+		u64 held = packets_in(state), stay = held < XM_STATE_STAY ? held : XM_STATE_STAY;
+		u64 packets = d->packets + held - stay;
 		if (packets > 0xffffffff - packets_in(XM_STATE_PACKETS)) {
 			add(&tallies->untracked, size);
 			return;
 		}
-		/* This packet stays, its bytes do not. A reader may miss for a moment what is on its way, and never finds it twice. */
-		t->state = (state & ~(XM_STATE_PACKETS | XM_STATE_BYTES)) + (1 << XM_STATE_PACKETS_SHIFT);
+		/* This packet and some more stay, their bytes do not. A reader may miss for a moment what is on its way, and never finds it
+		   twice. */
+		t->state = (state & ~(XM_STATE_PACKETS | XM_STATE_BYTES)) + (stay + 1 << XM_STATE_PACKETS_SHIFT);
 		barrier();
 		d->packets = packets;
 		d->bytes += bytes;

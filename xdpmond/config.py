@@ -295,7 +295,8 @@ class Config:
         Permit enforce mode with `default = "deny"`. It also drops the answers to this host's own connections (DNS, package
         downloads, NTP) from sources that are not allowed.""")
     window: float = _setting(60.0, duration(1, 3600), """
-        The length of the intervals for which talkers are counted. When a talker was last seen is known to a thirtieth of it, or better.""")
+        The length of the intervals for which talkers are counted. When a talker was last seen is known to about a thirtieth of it, or
+        better.""")
     destination: Destination = _setting(Destination.ANY, choice(Destination), """
         Of which packets talkers, sources by port and flows are counted: "any" is all of them, "local" those to this host's own addresses,
         to broadcast and to multicast addresses, without what it forwards. Verdicts and totals are those of all packets either way; what is

@@ -142,6 +142,24 @@ def test_of_those_that_were_seen_last_at_one_time(apart: Harness) -> None:
     assert apart.counters.tallies() == read_before, "nothing is lost with it"
 
 
+@pytest.mark.parametrize("size", [54, 1514, LARGEST])
+def test_who_sends_much_stays(apart: Harness, size: int) -> None:
+    """However little of it is outside the details: of sources that have just come, with a packet each or some, one makes room."""
+    entries, much = apart.talker_memory(), tcp("198.51.100.1").ljust(size, b"\0")
+    fill(apart, np.arange(len(entries)) < 0)
+    at = place_of(apart, "198.51.100.1", size)
+    for _ in range(abi.STATE_STAY):
+        apart.send(much)
+    for newcomer in random_sources(80, seed=13):
+        apart.send(much)
+        states, name, held = entries["state"], entries["name"][at], entries["state"][at]
+        fill(apart, np.arange(len(entries)) != at)
+        states[:] = states + np.uint64(abi.STATE_STAY - 1 << abi.STATE_PACKETS_SHIFT)
+        seen = np.uint64(abi.STATE_SEEN)
+        entries[at] = name, 443, 6, abi.FAMILY_IPV4, held & ~seen | states[at - 1] & seen
+        assert place_of(apart, newcomer) != at
+
+
 @pytest.mark.parametrize("packets", [1, 2, 31, 32, 150])
 @pytest.mark.parametrize("size", [54, 1514, LARGEST])
 def test_what_is_evicted_is_counted(apart: Harness, packets: int, size: int) -> None:

@@ -15,7 +15,8 @@ This leans on stores being seen in their order, as x86 promises. An entry whose 
 no count is both read and counted as evicted. An entry that is replaced has the id 0 until it is whole again.
 
 Of the running window, what an entry is adding to its details may be missing while that lasts. Nothing is found twice: the writer takes it
-out of the state first, and the reader copies the state last. Only in the middle of `roll` a state has no packets.
+out of the state first, and the reader copies the state last. And nothing of the window before is found in it: in the middle of `roll` a
+state has no packets, and an entry that had some when the reader began has zeroed its details.
 
 A million entries are read in two passes. The first finds those that matter, and their keys; then the keys are sorted; the second copies
 entries in that order, so that the same talker in several slices is summed on the way, and no second array of all rows is ever needed.
@@ -101,10 +102,6 @@ class TalkerTable:
 
     def _take_details(self, at: np.ndarray) -> np.ndarray:
         return self._details.take(at, axis=0).T
-
-    def _take_packets(self, at: np.ndarray) -> np.ndarray:
-        """Of their details, with the SYNs."""
-        return self._details[at, _PACKETS - _DETAILS]
 
     def _copy(self, at: np.ndarray) -> np.ndarray:
         """Entries as they are now, their states last: a line for each word, which is what numpy computes with soonest."""
@@ -194,19 +191,20 @@ class TalkerTable:
         def settle(at: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             before, entries = self._take(at), self._copy(at)
             for _ in range(_TRIES):
-                changed = np.flatnonzero((self._take_packets(at) ^ entries[_PACKETS]) & _LOW)
+                added = self._take_details(at) ^ entries[_DETAILS:]
+                changed = np.flatnonzero(added[_BYTES - _DETAILS] | added[_PACKETS - _DETAILS] & _LOW)
                 if not len(changed):
                     break
                 entries[:, changed] = self._copy(at.take(changed))
             after = self._take(at)
-            same = (kind.keys(*(entries[word] for word in kind.named_by)) == keys) & (entries[_STATE] & _STATE_PACKETS > 0)
-            same &= entries[_STATE] >> _ID_SHIFT == running_id
-            for look in (before, after):
-                same &= look[_STATE] >> _ID_SHIFT == running_id
-                for word in kind.named_by:
-                    if word < _DETAILS:
-                        changed = look[word] ^ entries[word]
-                        same &= (changed & _LOW if word == _PORTS else changed) == 0
+            same = kind.keys(*(entries[word] for word in kind.named_by)) == keys
+            for look in (before, entries):
+                # Without packets it is in the middle of `roll`, and its details are those of the window before.
+                same &= (look[_STATE] >> _ID_SHIFT == running_id) & (look[_STATE] & _STATE_PACKETS > 0)
+            for word in kind.named_by:
+                if word < _DETAILS:
+                    changed = after[word] ^ entries[word]
+                    same &= (changed & _LOW if word == _PORTS else changed) == 0
             _add_state(entries)
             return entries, same
 
@@ -229,11 +227,12 @@ class TalkerTable:
         used[0] = True  # nobody's
         for chunk in self._chunks():
             used[self._column(chunk, _STATE) >> _ID_SHIFT] = True
-        further = (np.flatnonzero(~used) - number) % abi.WINDOW_IDS
-        further = further[further % 2 == 0]
-        if not len(further):
+        first = number % abi.WINDOW_IDS
+        in_turn = np.concatenate((used[first::2], used[first % 2 : first : 2]))
+        free = int(in_turn.argmin())
+        if in_turn[free]:
             raise KernelError("the talkers of the past have used up the numbers of windows", hint="set another size for tables.talkers")
-        return number + int(further.min())
+        return number + 2 * free
 
 
 def _id(number: int) -> np.uint64:
