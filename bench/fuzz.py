@@ -324,7 +324,7 @@ def _entry(prefix: Prefix, verdict: Verdict) -> Entry:
 def decide(view: View, listed: Verdict | None, default: Verdict, enforce: bool) -> Outcome:
     """The outcome that the documents promise."""
     if view.family is Family.OTHER:
-        return Outcome.NO_SOURCE
+        return Outcome.UNREADABLE_DROPPED if enforce and "vlan_depth" in view.anomalies else Outcome.NO_SOURCE
     verdict = listed or default
     if verdict is Verdict.ALLOW:
         return Outcome.ALLOWED if listed else Outcome.DEFAULT_ALLOWED
@@ -507,7 +507,7 @@ class _Judge:
 
 
 _FAMILY = {Family.OTHER: 0, Family.IPV4: abi.FAMILY_IPV4, Family.IPV6: abi.FAMILY_IPV6}
-_DROPPED = (Outcome.DENIED_DROPPED, Outcome.DEFAULT_DENIED_DROPPED)
+_DROPPED = (Outcome.DENIED_DROPPED, Outcome.DEFAULT_DENIED_DROPPED, Outcome.UNREADABLE_DROPPED)
 _SLOT = 0
 
 

@@ -83,13 +83,14 @@ enum xm_outcome {
 	XM_DEFAULT_DENIED_PASSED,
 	XM_DEFAULT_DENIED_DROPPED,
 	XM_ESSENTIAL_PASSED,
+	XM_UNREADABLE_DROPPED,
 	XM_OUTCOMES = 16 /* a power of two, so that an index needs no multiplication */
 };
 
 /* What was odd about a frame. One frame may count in several; each is a number of frames. */
 enum xm_anomaly {
 	XM_ANOMALY_SHORT_FRAME,     /* no whole link header: no source */
-	XM_ANOMALY_VLAN_DEPTH,      /* more than two VLAN tags: no source */
+	XM_ANOMALY_VLAN_DEPTH,      /* more than eight VLAN tags: no source */
 	XM_ANOMALY_SHORT_IP,        /* an IP header cut short: no source, unless the source itself is whole */
 	XM_ANOMALY_IP_VERSION,      /* EtherType and version disagree: no source */
 	XM_ANOMALY_IP_LENGTH,       /* header or total length impossible: the source counts, the port does not */

@@ -16,7 +16,7 @@
 
 #include "abi.h"
 
-#define XM_VLAN_DEPTH 2
+#define XM_VLAN_DEPTH 8
 #define XM_EXTENSION_DEPTH 8 /* RFC 8200, section 4.1 names seven in order; AH may stand among them */
 
 #define XM_NEXT_FRAGMENT 44
@@ -43,6 +43,7 @@ struct xm_cursor {
 	u64 *anomalies; /* this CPU's counts, by enum xm_anomaly */
 	u64 vlan;       /* id of the outer tag, or XM_VLAN_NONE */
 	u64 link;       /* bytes before the IP header */
+	u32 *any;       /* in a map: what is stored there and read again is any number to the verifier, so that many ways become one */
 };
 
 #define xm_odd(cursor, what) ((cursor)->anomalies[what] += 1)
@@ -60,7 +61,7 @@ static __always_inline bool xm_is_tag(int type)
 	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
 }
 
-/* Returns the EtherType behind the link header and up to two tags, in network byte order, or -1. */
+/* Returns the EtherType behind the link header and its tags, in network byte order, or -1. That of a tag, if there are more than are followed. */
 static __always_inline int xm_parse_link(struct xm_cursor *c)
 {
 	struct ethhdr *eth = c->at;
@@ -70,12 +71,13 @@ static __always_inline int xm_parse_link(struct xm_cursor *c)
 	}
 	c->at = eth + 1;
 	int type = *(u16 *)((void *)eth + __builtin_offsetof(struct ethhdr, h_proto)); /* the struct is packed, and would be read byte by byte */
-	if (type == bpf_htons(ETH_P_IP) || type == bpf_htons(ETH_P_IPV6))
+	if (!xm_is_tag(type))
 		return type;
+	u32 depth;
 #pragma unroll
-	for (int depth = 0; depth < XM_VLAN_DEPTH; depth++) {
+	for (depth = 0; depth < XM_VLAN_DEPTH; depth++) {
 		if (!xm_is_tag(type))
-			return type;
+			break;
 		struct xm_vlan *tag = c->at;
 		if ((void *)(tag + 1) > c->end) {
 			xm_odd(c, XM_ANOMALY_SHORT_FRAME);
@@ -86,10 +88,10 @@ static __always_inline int xm_parse_link(struct xm_cursor *c)
 		type = tag->next;
 		c->at = tag + 1;
 	}
-	if (xm_is_tag(type)) {
+	*(volatile u32 *)c->any = depth;
+	c->at = (void *)(eth + 1) + (*(volatile u32 *)c->any & (2 * XM_VLAN_DEPTH - 1)) * sizeof(struct xm_vlan);
+	if (xm_is_tag(type))
 		xm_odd(c, XM_ANOMALY_VLAN_DEPTH);
-		return -1;
-	}
 	return type;
 }
 

@@ -730,7 +730,7 @@ int xdpmond(struct xdp_md *ctx)
 	bool enforce = slot->enforce;
 
 	void *begin = (void *)(long)ctx->data;
-	struct xm_cursor c = {.at = begin, .end = (void *)(long)ctx->data_end, .anomalies = tally->anomaly, .vlan = XM_VLAN_NONE};
+	struct xm_cursor c = {.at = begin, .end = (void *)(long)ctx->data_end, .anomalies = tally->anomaly, .vlan = XM_VLAN_NONE, .any = &p->place};
 	int type = -1;
 	if (has_ethernet()) {
 		type = xm_parse_link(&c);
@@ -804,10 +804,14 @@ int xdpmond(struct xdp_md *ctx)
 		if (reported)
 			sample_event(ctl, of_cpu, hash, now, size, number, outcome, seen != XM_SEEN_NEVER);
 #endif
+	} else if (enforce && xm_is_tag(type)) {
+		/* The stack takes off any number of tags with the id 0, and may find a packet behind them whose source nobody has looked at. */
+		outcome = XM_UNREADABLE_DROPPED;
 	}
 	u32 cell = ((number * XM_FAMILIES + p->family) * XM_CLASSES + p->class) * XM_OUTCOMES + outcome;
 	struct xm_count *total = totals.lookup(&cell);
 	if (total)
 		add(total, size);
-	return outcome == XM_DENIED_DROPPED || outcome == XM_DEFAULT_DENIED_DROPPED ? XDP_DROP : XDP_PASS;
+	bool dropped = outcome == XM_DENIED_DROPPED || outcome == XM_DEFAULT_DENIED_DROPPED || outcome == XM_UNREADABLE_DROPPED;
+	return dropped ? XDP_DROP : XDP_PASS;
 }

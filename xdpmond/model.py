@@ -275,6 +275,8 @@ class Outcome(enum.IntEnum):
     """Dropped: no entry matched, default = deny."""
     ESSENTIAL_PASSED = 8
     """Passed although denied: neighbour discovery, router advertisement, DHCP answer or failsafe port."""
+    UNREADABLE_DROPPED = 9
+    """Dropped in enforce mode: behind more VLAN tags than are followed there may be a packet of anybody's."""
 
     @property
     def verdict(self) -> Verdict | None:
@@ -300,6 +302,7 @@ _OUTCOME: dict[Outcome, tuple[Verdict | None, Action]] = {
     Outcome.DEFAULT_DENIED_PASSED: (Verdict.DENY, Action.LOG),
     Outcome.DEFAULT_DENIED_DROPPED: (Verdict.DENY, Action.DROP),
     Outcome.ESSENTIAL_PASSED: (Verdict.DENY, Action.PASS),
+    Outcome.UNREADABLE_DROPPED: (Verdict.DENY, Action.DROP),
 }
 
 

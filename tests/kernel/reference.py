@@ -107,7 +107,7 @@ def _version_type(frame: bytes) -> int:
 def _link(view: View, frame: bytes) -> tuple[int, bytes]:
     (kind,) = struct.unpack_from("!H", frame, 12)
     rest = frame[14:]
-    for depth in range(2):
+    for depth in range(8):
         if kind not in VLAN_TYPES:
             break
         if len(rest) < 4:
@@ -119,7 +119,7 @@ def _link(view: View, frame: bytes) -> tuple[int, bytes]:
         rest = rest[4:]
     if kind in VLAN_TYPES:
         view.anomalies.append("vlan_depth")
-        view.scapy_differs = "a third tag"
+        view.scapy_differs = "a ninth tag"
         return 0, b""
     return kind, rest
 

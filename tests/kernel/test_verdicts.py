@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import socket
 
 import pytest
@@ -52,6 +54,7 @@ def ipv6(*chain: Packet, number: int, transport: Packet) -> Packet:
 
 
 TAG = Dot1Q(vlan=100)
+EIGHT_TAGS = functools.reduce(operator.truediv, [Dot1Q(vlan=0)] * 8)
 UDP53 = UDP(sport=5000, dport=53)
 PAD = {"options": [PadN(optdata=b"\0" * 4)]}
 
@@ -71,7 +74,9 @@ HEADERS: dict[str, tuple[Packet, Family, ProtocolClass, int, int | None, int | N
     "vlan 4095": (ether() / Dot1Q(vlan=4095) / ip() / UDP53, IPV4, Class.UDP, 17, 53, 4095, ()),
     "QinQ": (ether() / Dot1AD(vlan=7) / TAG / ip() / UDP53, IPV4, Class.UDP, 17, 53, 7, ()),
     "QinQ and IPv6": (ether() / Dot1AD(vlan=7) / TAG / ipv6(number=17, transport=UDP53), IPV6, Class.UDP, 17, 53, 7, ()),
-    "three tags": (ether() / Dot1AD(vlan=7) / TAG / TAG / ip() / UDP53, NO_IP, Class.NON_IP, 0, None, None, ("vlan_depth",)),
+    "three tags": (ether() / Dot1AD(vlan=7) / TAG / TAG / ip() / UDP53, IPV4, Class.UDP, 17, 53, 7, ()),
+    "eight tags": (ether() / EIGHT_TAGS / ip() / UDP53, IPV4, Class.UDP, 17, 53, 0, ()),
+    "nine tags": (ether() / EIGHT_TAGS / TAG / ip() / UDP53, NO_IP, Class.NON_IP, 0, None, None, ("vlan_depth",)),
     "options": (ether() / ip(options=[IPOption_RR(routers=["0.0.0.0"] * 9)]) / UDP53, IPV4, Class.UDP, 17, 53, None, ()),
     "first fragment": (ether() / ip(flags="MF") / UDP53, IPV4, Class.UDP, 17, 53, None, ()),
     "later fragment": (ether() / ip(frag=185, proto=17) / Raw(bytes(UDP53)), IPV4, Class.UDP, 17, None, None,
@@ -239,8 +244,22 @@ def test_verdict_and_action(datapath: Harness, enforce: bool, default: Verdict, 
 def test_frames_without_a_source_pass_in_the_strictest_mode(datapath: Harness) -> None:
     datapath.default(Verdict.DENY)
     datapath.enforce()
-    for name in ("ARP", "LLDP", "802.3", "three tags"):
+    for name in ("ARP", "LLDP", "802.3"):
         assert datapath.run(bytes(HEADERS[name][0])).action == libbpf.XDP_PASS
+
+
+def test_more_tags_than_are_followed_hide_nobody(datapath: Harness) -> None:
+    """Linux takes off any number of tags with the id 0. What may be behind them is dropped where denied packets are, and counted."""
+    frame = bytes(HEADERS["nine tags"][0])
+    seen = datapath.run(frame)
+    assert (seen.action, seen.outcome) == (libbpf.XDP_PASS, Outcome.NO_SOURCE)
+    datapath.enforce()
+    seen = datapath.run(frame)
+    assert (seen.action, seen.outcome, seen.family) == (libbpf.XDP_DROP, Outcome.UNREADABLE_DROPPED, Family.OTHER)
+    assert (seen.anomalies, seen.sourced.packets, len(seen.events)) == (("vlan_depth",), 0, 0)
+    datapath.policy(deny=[f"{V4}/32"])
+    for name in ("802.1Q", "three tags", "eight tags"):
+        assert datapath.run(bytes(HEADERS[name][0])).outcome is Outcome.DENIED_DROPPED
 
 
 LINK_LOCAL = "fe80::1234"
