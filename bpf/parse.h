@@ -33,7 +33,7 @@
 /* Why a packet that would be dropped passes all the same. */
 enum xm_essential {
 	XM_NOT_ESSENTIAL,
-	XM_ESSENTIAL_ALWAYS,          /* cannot come from beyond the link: neighbour discovery, DHCPv6 from a link-local address */
+	XM_ESSENTIAL_ALWAYS,          /* cannot come from beyond the link: neighbour discovery, MLD queries and DHCPv6 from a link-local address */
 	XM_ESSENTIAL_BEFORE_DEFAULT,  /* not from a source that is denied by name: DHCP */
 };
 
@@ -235,6 +235,12 @@ struct xm_icmp {
 	u8 code;
 };
 
+/* Is the source of an IPv6 packet in fe80::/10, which no router forwards? */
+static __always_inline bool xm_link_local(const struct xm_packet *p)
+{
+	return (p->source[0] & bpf_htonll(0xffc0000000000000ULL)) == bpf_htonll(0xfe80000000000000ULL);
+}
+
 /* Ports of TCP, UDP and SCTP; flags of TCP; type of ICMP; what keeps a host reachable. Names only what was read. */
 static __always_inline void xm_parse_transport(struct xm_cursor *c, struct xm_packet *p, int protocol)
 {
@@ -253,6 +259,10 @@ static __always_inline void xm_parse_transport(struct xm_cursor *c, struct xm_pa
 		/* RFC 4861: 134 router advertisement, 135 and 136 neighbour solicitation and advertisement; hop limit 255 proves that no router
 		   forwarded it. RFC 6980 forbids fragments. */
 		if (protocol == IPPROTO_ICMPV6 && icmp->type >= 134 && icmp->type <= 136 && p->hop_limit == 255 && !p->fragment)
+			p->essential = XM_ESSENTIAL_ALWAYS;
+		/* RFC 3810, section 5.1.14: 130 multicast listener query. Who is not asked does not report, and a switch then keeps solicitations
+		   from him. */
+		if (protocol == IPPROTO_ICMPV6 && icmp->type == 130 && p->hop_limit == 1 && !p->fragment && xm_link_local(p))
 			p->essential = XM_ESSENTIAL_ALWAYS;
 		return;
 	}
@@ -277,8 +287,7 @@ static __always_inline void xm_parse_transport(struct xm_cursor *c, struct xm_pa
 		if (p->family == XM_FAMILY_IPV4 && answer)
 			p->essential = XM_ESSENTIAL_BEFORE_DEFAULT;
 		bool answer6 = p->source_port == XM_DHCPV6_SERVER && p->destination_port == XM_DHCPV6_CLIENT;
-		bool link_local = (p->source[0] & bpf_htonll(0xffc0000000000000ULL)) == bpf_htonll(0xfe80000000000000ULL);
-		if (p->family == XM_FAMILY_IPV6 && answer6 && link_local)
+		if (p->family == XM_FAMILY_IPV6 && answer6 && xm_link_local(p))
 			p->essential = XM_ESSENTIAL_ALWAYS;
 	}
 }

@@ -203,6 +203,10 @@ def _extension_length(view: View, header: bytes) -> int:
     return (header[1] + 1) * 8
 
 
+def _is_link_local(source: bytes) -> bool:
+    return source[0] == 0xFE and source[1] & 0xC0 == 0x80
+
+
 def _transport(view: View, data: bytes) -> None:
     if view.later:
         view.anomalies.append("later_fragment")
@@ -215,6 +219,8 @@ def _transport(view: View, data: bytes) -> None:
             return
         view.icmp = data[0], data[1]
         if view.protocol == ICMPV6 and 134 <= data[0] <= 136 and view.hop_limit == 255 and not view.fragmented:
+            view.essential = "always"
+        if view.protocol == ICMPV6 and data[0] == 130 and view.hop_limit == 1 and not view.fragmented and _is_link_local(view.source):
             view.essential = "always"
     if view.protocol not in WITH_PORTS:
         return
@@ -230,8 +236,7 @@ def _transport(view: View, data: bytes) -> None:
     if view.protocol == UDP_NUMBER:
         if view.family is Family.IPV4 and view.ports == (67, 68):
             view.essential = "default"
-        link_local = view.source[0] == 0xFE and view.source[1] & 0xC0 == 0x80
-        if view.family is Family.IPV6 and view.ports == (547, 546) and link_local:
+        if view.family is Family.IPV6 and view.ports == (547, 546) and _is_link_local(view.source):
             view.essential = "always"
 
 

@@ -12,6 +12,8 @@ from scapy.layers.dhcp6 import DHCP6_Reply
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_RR
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
+    ICMPv6MLQuery,
+    ICMPv6MLReport,
     ICMPv6ND_NA,
     ICMPv6ND_NS,
     ICMPv6ND_RA,
@@ -23,6 +25,7 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting,
     PadN,
+    RouterAlert,
 )
 from scapy.layers.ipsec import AH, ESP
 from scapy.layers.l2 import ARP, GRE, Dot1AD, Dot1Q, Ether
@@ -269,6 +272,11 @@ def discovery(packet: Packet, hop_limit: int = 255, source: str = LINK_LOCAL) ->
     return ether() / IPv6(src=source, dst="ff02::1", hlim=hop_limit) / packet
 
 
+def listener_query(source: str = LINK_LOCAL, hop_limit: int = 1, packet: Packet | None = None) -> Packet:
+    alert = IPv6ExtHdrHopByHop(options=[RouterAlert()])
+    return ether() / ipv6_packet(source, "ff02::1", hop_limit, [alert], packet or ICMPv6MLQuery(), 58, b"")
+
+
 def dhcp_answer(**ports: int) -> Packet:
     return ether() / IP(src=V4, dst="255.255.255.255") / UDP(**({"sport": 67, "dport": 68} | ports)) / BOOTP(op=2) / DHCP(options=["end"])
 
@@ -296,6 +304,10 @@ ESSENTIAL: dict[str, tuple[Packet, bool, bool]] = {
         ether() / ipv6_packet(LINK_LOCAL, "ff02::1", 255, [IPv6ExtHdrHopByHop(**PAD)], ICMPv6ND_RA(), 58, b""), True, True),
     "router advertisement in an atomic fragment": (
         ether() / ipv6_packet(LINK_LOCAL, "ff02::1", 255, [IPv6ExtHdrFragment(m=0)], ICMPv6ND_RA(), 58, b""), True, True),
+    "multicast listener query": (listener_query(), True, True),
+    "multicast listener query, forwarded": (listener_query(hop_limit=64), False, False),
+    "multicast listener query from afar": (listener_query("2001:db8::9"), False, False),
+    "multicast listener report": (listener_query(packet=ICMPv6MLReport()), False, False),
     "protocol 58 in IPv4": (ether() / ip(ttl=255, proto=58) / Raw(b"\x86" + bytes(15)), False, False),
     "DHCP answer": (dhcp_answer(), False, True),
     "DHCP request": (dhcp_answer(sport=68, dport=67), False, False),
