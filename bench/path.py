@@ -251,7 +251,8 @@ def check_books(datapath: Datapath, sent: int | None = None) -> None:
     """Totals of what had a source = tracked + evicted + untracked, packet for packet and byte for byte; and, if told, what was sent."""
     datapath.close_window()
     tallies, tracked = datapath.tallies(), datapath.control.tracked
-    totals = sum((total.count for total in datapath.totals() if total.outcome not in (Outcome.NO_SOURCE, Outcome.UNREADABLE_DROPPED)), Count())
+    sourceless = Outcome.NO_SOURCE, Outcome.UNREADABLE_DROPPED
+    totals = sum((total.count for total in datapath.totals() if total.outcome not in sourceless), Count())
     books = tracked + tallies.evicted + tallies.untracked
     if not totals == tallies.sourced == books or (sent is not None and totals.packets != sent):
         raise AssertionError(
