@@ -22,7 +22,7 @@ def _root() -> None:
 
 @pytest.fixture(scope="session")
 def _harnesses() -> Iterator[dict[str, Harness]]:
-    """By the sizes of the tables: to compile takes a second, and half a minute under emulation."""
+    """By the sizes of the tables."""
     made: dict[str, Harness] = {}
     yield made
     for harness in made.values():

@@ -81,12 +81,26 @@ def small_build(**changes: object) -> loader.Build:
 POLICY_SIZE = PolicySize(2048, 1024, 2048)
 
 
+class Compiled(dict[int, loader.Code]):
+    """The texts that this run has compiled, by their identity: one serves tables of any size. Else each module would wait a second for its
+    own, and half a minute under emulation."""
+
+    def load(self, identity: int) -> loader.Code | None:
+        return self.get(identity)
+
+    def save(self, code: loader.Code) -> None:
+        self[code.identity] = code
+
+
+COMPILED = Compiled()
+
+
 class Harness:
     """The packet path, loaded."""
 
     def __init__(self, build: loader.Build, loaded: loader.Loaded | None = None):
         self.build = build
-        self.loaded = loaded or loader.load(build, policy=POLICY_SIZE)
+        self.loaded = loaded or loader.load(build, policy=POLICY_SIZE, keeper=COMPILED)
         maps = self.loaded.maps
         self.control = Control(maps, fresh="control" not in self.loaded.reused, identity=self.loaded.code.identity)
         self.counters = Counters(maps, cpus=build.cpus)

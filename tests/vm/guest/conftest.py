@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from kernel.harness import COMPILED  # the one that the other tests have
 
 from xdpmond.config import Config, Tables
 from xdpmond.kernel.datapath import NOTHING_KEPT, Datapath
@@ -111,9 +112,9 @@ def wire(peer: None) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def datapath() -> Iterator[Datapath]:
-    """Loaded once: under emulation the compiler takes half a minute."""
+    """Loaded once: that takes seconds under emulation."""
     config = dataclasses.replace(Config(), tables=Tables(talkers=4096, prefixes=1024, rule_counters=1024))
-    datapath = Datapath.open(config, NOTHING_KEPT, NoStore())
+    datapath = Datapath.open(config, NOTHING_KEPT, NoStore(), COMPILED)
     # Each packet makes an event, whatever was sampled in the test before.
     datapath.control.set_events(0, 1_000_000)
     yield datapath
