@@ -14,7 +14,7 @@ from scapy.layers.inet6 import IPv6
 
 from xdpmond.errors import ForeignProgramError, KernelError
 from xdpmond.kernel import libbpf
-from xdpmond.kernel.attach import Attached, attach, layer_of, native_refusal, refuse_foreign
+from xdpmond.kernel.attach import Attached, attach, layer_of, native_refusal, refuse_foreign, unfit_for_native
 from xdpmond.kernel.maps import cells
 from xdpmond.model import AttachMode, Count, Family, Outcome, ProtocolClass
 
@@ -258,6 +258,30 @@ def test_links_that_start_with_something_else(number: int) -> None:
     with pytest.raises(KernelError) as raised:
         layer_of(number, "odd0")
     assert "odd0" in raised.value.message and str(number) in raised.value.message
+
+
+@pytest.mark.parametrize(("number", "kind"), [(65534, "xfrm"), (768, "vti"), (769, "vti6")])
+def test_links_of_ipsec(number: int, kind: str) -> None:
+    with pytest.raises(KernelError) as raised:
+        layer_of(number, "odd0", kind)
+    assert "odd0" in raised.value.message and kind in raised.value.message
+
+
+def test_native_where_it_would_not_do(datapath: Harness, namespace: Namespace) -> None:
+    """The driver can, and we know better: generic if that is left to us, else an error."""
+
+    def steps() -> None:
+        ifindex, program = veth(), datapath.loaded.program("xdpmond")
+        done = attach(program, NAME, ifindex, AttachMode.AUTO, unfit_for_native("bond"))
+        assert done.mode is AttachMode.GENERIC and "members" in done.reason
+        os.close(done.link)
+        with pytest.raises(KernelError, match="members") as raised:
+            attach(program, NAME, ifindex, AttachMode.NATIVE, unfit_for_native("bond"))
+        assert raised.value.hint
+        assert libbpf.query_xdp(ifindex) == NOTHING
+        assert not unfit_for_native("veth") and not unfit_for_native("")
+
+    namespace.call(steps)
 
 
 def test_the_layers_of_real_links(namespace: Namespace) -> None:

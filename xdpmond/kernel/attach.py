@@ -21,6 +21,9 @@ from . import libbpf
 _ARPHRD_WITH_ETHERNET = frozenset({1, 772})  # ETHER, LOOPBACK
 _ARPHRD_IP = frozenset({512, 768, 769, 776, 65534})  # PPP, TUNNEL, TUNNEL6, SIT, NONE (tun, wireguard)
 
+_OF_IPSEC = frozenset({"xfrm", "vti", "vti6"})
+"""Kinds of links whose packets keep, before the IP header, the link header of the frame that they came in (net/xfrm/xfrm_input.c)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attached:
@@ -32,14 +35,22 @@ class Attached:
     """Why it is not native; empty otherwise."""
 
 
-def layer_of(arphrd: int, name: str) -> str:
-    """ "ethernet" or "ip": where this link's frames start. Raises KernelError for links that are parsed neither way."""
+def layer_of(arphrd: int, name: str, kind: str = "") -> str:
+    """ "ethernet" or "ip": where the frames of a link start; `kind` is rtnetlink's. Raises KernelError if it is parsed neither way."""
     if arphrd in _ARPHRD_WITH_ETHERNET:
         return "ethernet"
-    if arphrd in _ARPHRD_IP:
+    if arphrd in _ARPHRD_IP and kind not in _OF_IPSEC:
         return "ip"
-    raise KernelError(f"{name} has link type {arphrd}, whose frames start neither with an Ethernet nor with an IP header",
+    what = f"is a link of kind {kind}" if kind in _OF_IPSEC else f"has link type {arphrd}"
+    raise KernelError(f"{name} {what}, whose frames start neither with an Ethernet nor with an IP header",
                       hint="watch the interface that carries its traffic instead")  # fmt: skip
+
+
+def unfit_for_native(kind: str) -> str:
+    """Why a link of this kind must not have the program in native mode, although the kernel would take it; "" if it may.
+
+    A bond hands its program to its members (bond_xdp_set in drivers/net/bonding): each frame then says that it came in by one of these."""
+    return "the frames of a bond would say that they came in by its members" if kind == "bond" else ""
 
 
 def refuse_foreign(name: str, ifindex: int) -> None:
@@ -63,11 +74,15 @@ def _refuse_gone(name: str, ifindex: int) -> None:
         raise error from None
 
 
-def attach(program: int, name: str, ifindex: int, wanted: AttachMode) -> Attached:
-    """Attach; raises ForeignProgramError, or KernelError with the kernel's reason."""
+def attach(program: int, name: str, ifindex: int, wanted: AttachMode, unfit: str = "") -> Attached:
+    """Attach; raises ForeignProgramError, or KernelError with the kernel's reason. `unfit` says why native mode will not do."""
     refuse_foreign(name, ifindex)
     reason = ""
-    if wanted is not AttachMode.GENERIC:
+    if wanted is not AttachMode.GENERIC and unfit:
+        if wanted is AttachMode.NATIVE:
+            raise KernelError(f"{name} cannot have the program in native mode: {unfit}", hint='set attach = "auto"')
+        reason = unfit
+    elif wanted is not AttachMode.GENERIC:
         try:
             return Attached(libbpf.create_link(program, ifindex, libbpf.XDP_FLAGS_DRV_MODE), AttachMode.NATIVE, "")
         except KernelError as error:

@@ -22,7 +22,7 @@ from ..model import AttachMode, Count, Mode, Prefix, Total, Verdict
 from ..rows import count_of
 from ..sketches import Sketches
 from . import abi, libbpf, loader
-from .attach import Attached, attach, layer_of
+from .attach import Attached, attach, layer_of, unfit_for_native
 from .costs import costs
 from .events import EventRing
 from .locals import Address, LocalAddresses
@@ -204,11 +204,12 @@ class Datapath:
             native = state is not None and state.native == program
             mode = AttachMode.NATIVE if native else AttachMode.GENERIC
             wish = wanted.get(link.name) if link else None
-            if link is None or wish is None or wish[1] not in (AttachMode.AUTO, mode) or link.name in self._attached:
+            unfit = native and link is not None and unfit_for_native(link.kind)
+            if link is None or wish is None or wish[1] not in (AttachMode.AUTO, mode) or unfit or link.name in self._attached:
                 os.close(fd)
                 self._store.forget(f"link-{ifindex}")
                 continue
-            layer = layer_of(link.arphrd, link.name)
+            layer = layer_of(link.arphrd, link.name, link.kind)
             ours = self._program(layer)
             slot = self.control.take_slot(ifindex, enforce=wish[0] is Mode.ENFORCE)
             if libbpf.program_id(ours) != program:
@@ -233,11 +234,11 @@ class Datapath:
 
     def attach(self, link: Link, mode: Mode, wanted: AttachMode) -> Attachment:
         """Attach to one interface. Raises KernelError or ForeignProgramError."""
-        layer = layer_of(link.arphrd, link.name)
+        layer = layer_of(link.arphrd, link.name, link.kind)
         program = self._program(layer)
         slot = self.control.take_slot(link.ifindex, enforce=mode is Mode.ENFORCE, preferred=self._preferred_slot(link.name))
         try:
-            done: Attached = attach(program, link.name, link.ifindex, wanted)
+            done: Attached = attach(program, link.name, link.ifindex, wanted, unfit_for_native(link.kind))
         except KernelError:
             self.control.free_slot(slot)
             raise

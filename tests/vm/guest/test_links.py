@@ -31,6 +31,27 @@ def test_jumbo_frames(wire: str, watch: Watcher, mode: AttachMode) -> None:
     assert watched.count(Outcome.DENIED_DROPPED).bytes == 3 * (14 + 20 + 8 + 8972)
 
 
+def test_a_bond(wire: str, watch: Watcher) -> None:
+    """Of two veths, one of which is used. Its members take the program in native mode, and say that all frames are theirs."""
+    sh(f"ip link add spare type veth peer name spare netns {PEER}")
+    for run, names, host in ((sh, ("front", "spare"), 1), (on_peer, ("wire", "spare"), 2)):
+        run("ip link add bond type bond mode active-backup miimon 100")
+        for name in names:
+            run(f"ip link set {name} down")
+            run(f"ip link set {name} master bond")
+        run("ip link set bond up")
+        run(f"ip addr add 198.51.100.{host}/24 dev bond")
+    watched = watch("bond", AttachMode.AUTO)
+    assert watched.mode is AttachMode.GENERIC
+    assert ping("198.51.100.1", source="198.51.100.2")
+    assert watched.count(Outcome.DEFAULT_LOGGED).packets == 3
+    watched.deny("198.51.100.2")
+    assert not ping("198.51.100.1", source="198.51.100.2")
+    assert watched.count(Outcome.DENIED_DROPPED).packets == 3
+    sh("ip link del bond")
+    sh("ip link del spare")
+
+
 def test_ip_in_ip(wire: str, watch: Watcher) -> None:
     for run, name, host, other in ((sh, "front", 1, 2), (on_peer, "wire", 2, 1)):
         run(f"ip addr add 192.0.2.{host}/24 dev {name}")
