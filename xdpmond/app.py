@@ -163,7 +163,11 @@ class _BookedKernel:
 
     def apply_policy(self, policy: Policy, touched: Sequence[Prefix] | None, default: Verdict) -> None:
         self._book.changing()
-        self._datapath.apply_policy(policy, touched, default)
+        try:
+            self._datapath.apply_policy(policy, touched, default)
+        except KernelError:
+            self._book.unchanged()
+            raise
         self._book.changed(policy, touched)
 
 

@@ -243,6 +243,11 @@ class RuleBook:
         if self._begun:
             self._store.digest = 0
 
+    def unchanged(self) -> None:
+        """It has not changed after all."""
+        if self._begun:
+            self._store.digest = self._digest
+
     def changed(self, policy: Rules, touched: Sequence[Prefix] | None) -> None:
         """The policy has changed in the kernel."""
         if not self._begun:

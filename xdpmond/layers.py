@@ -287,6 +287,11 @@ class Segment:
         overlaid = self._overlaid(first, last)
         return any(self.overlay[address] is not None for address in overlaid) or high - low > len(overlaid)
 
+    def most_between(self, first: bytes, last: bytes) -> int:
+        """How many there are, or more."""
+        low, high = self._range(first, last)
+        return high - low + len(self._overlaid(first, last))
+
     def any_other_between(self, first: bytes, last: bytes, code: int) -> bool:
         """Has any of them another verdict? Also true where the overlay hides the only ones that have."""
         low, high = self._range(first, last)

@@ -194,6 +194,16 @@ class Policy:
                 found += [(Prefix(prefix.family, address, length), VERDICTS[verdicts[address]]) for address in sorted(verdicts)]
         return found
 
+    def most_inside(self, prefix: Prefix, shortest: int, longest: int) -> int:
+        """How many such there are, or more."""
+        first, last = bounds(prefix)
+        return sum(
+            segment.most_between(first, last)
+            for length, segments in self._lengths[prefix.family]
+            if max(shortest, prefix.length) <= length <= longest
+            for segment in segments
+        )
+
     def any_inside(self, prefix: Prefix, shortest: int, longest: int) -> bool:
         """Is there any such?"""
         first, last = bounds(prefix)

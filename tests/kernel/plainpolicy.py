@@ -41,6 +41,9 @@ class PlainPolicy:
         found = [(p, v) for p, v in self._prefixes.items() if shortest <= p.length <= longest and covers(prefix, p)]
         return sorted(found, key=lambda item: (item[0].length, item[0].address))
 
+    def most_inside(self, prefix: Prefix, shortest: int, longest: int) -> int:
+        return len(self.inside(prefix, shortest, longest))
+
     def any_inside(self, prefix: Prefix, shortest: int, longest: int) -> bool:
         return bool(self.inside(prefix, shortest, longest))
 

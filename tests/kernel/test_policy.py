@@ -3,6 +3,7 @@ fit, and a switch under fire."""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import random
@@ -519,6 +520,18 @@ def test_points_that_do_not_fit_are_built_anew(small: Callable[[PolicySize], Pol
             anew = scratch_copy(PolicySize(4096, 1024, 4096))
             anew.write(verdicts.build(PlainPolicy(policy)))
             assert content(table._copies[0]) == content(table._copies[1]) == content(anew)
+
+
+@pytest.mark.parametrize(("outer", "others"), [("0.0.0.0/0", "1{0}.{1}.0.0/16"), ("10.0.0.0/17", "10.0.{0}.{1}/32")])
+def test_what_touches_too_much_is_built_anew(small: Callable[[PolicySize], PolicyTable], outer: str, others: str) -> None:
+    """So that a change takes no longer than to build all, whatever lies below it."""
+    prefix = Prefix.parse(outer)
+    for number, whole in ((1600, True), (200, False)):
+        inner = {Prefix.parse(others.format(at // 200, at % 200)): Verdict.DENY for at in range(number)}
+        copy = small(PolicySize(4096, 4096, 4096))._copies[0]
+        copy.write(verdicts.build(PlainPolicy(inner)))
+        with pytest.raises(verdicts.NeedsWhole) if whole else contextlib.nullcontext():
+            copy.change(PlainPolicy(inner | {prefix: Verdict.ALLOW}), [prefix])
 
 
 def test_depths_are_found_by_the_search() -> None:

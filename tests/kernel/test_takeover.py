@@ -169,6 +169,27 @@ def test_a_move_that_fails_changes_nothing(start: Callable[..., Datapath], monke
     assert send(datapath, STRANGER) == libbpf.XDP_DROP
 
 
+def test_maps_that_are_too_large_and_cannot_be_changed(start: Callable[..., Datapath], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has become small goes into them: a list is not refused for what would only save memory."""
+    datapath = start()
+    many = {Prefix.parse(f"11.{number >> 8 & 255}.{number & 255}.{number >> 16}/32"): Verdict.DENY for number in range(600_000)}
+    datapath.apply_policy(PlainPolicy(many), None, Verdict.LOG)
+    size = datapath.rules.size
+    assert send(datapath, tcp("11.0.7.2")) == libbpf.XDP_DROP
+
+    def failing(*arguments: object, **named: object) -> int:
+        raise libbpf.kernel_error(errno.ENOMEM, "no")
+
+    with monkeypatch.context() as context:
+        context.setattr(libbpf, "load_xdp", failing)
+        datapath.apply_policy(PlainPolicy({LISTED: Verdict.DENY}), None, Verdict.LOG)
+    assert datapath.rules.size == size
+    assert (send(datapath, tcp("11.0.7.2")), send(datapath, FRAME)) == (libbpf.XDP_PASS, libbpf.XDP_DROP)
+    datapath.apply_policy(PlainPolicy({}), None, Verdict.LOG)
+    assert datapath.rules.size.buckets4 < size.buckets4
+    assert send(datapath, FRAME) == libbpf.XDP_PASS
+
+
 def test_what_was_remembered_in_a_move_that_fails_half_way_is_forgotten(
     start: Callable[..., Datapath], namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -206,8 +206,14 @@ def test_counts_that_outgrow_the_state_of_an_entry(quiet: Harness) -> None:
         quiet.close_window()
 
 
-def test_every_packet_is_in_one_window(quiet: Harness, shoot: Callable[..., Guns], cpus: list[int]) -> None:
-    """Traffic on all CPUs over many windows: of each source, the windows together hold exactly what was sent."""
+@pytest.mark.parametrize("membarrier", [True, False], ids=["membarrier", "no membarrier"])
+def test_every_packet_is_in_one_window(
+    quiet: Harness, shoot: Callable[..., Guns], cpus: list[int], monkeypatch: pytest.MonkeyPatch, membarrier: bool
+) -> None:
+    """Traffic on all CPUs over many windows: of each source, the windows together hold exactly what was sent. Also where the kernel refuses
+    membarrier, as with nohz_full=."""
+    if not membarrier:
+        monkeypatch.setattr("xdpmond.kernel.maps._MEMBARRIER_CMD_GLOBAL", 1 << 30)
     sources = [*random_sources(200, seed=1), "2001:db8::1", "2001:db8::2"]
     frames = [tcp(source, 443, "S" if number % 3 == 0 else "A") for number, source in enumerate(sources)]
     before, tracked = quiet.counters.tallies(), quiet.control.tracked

@@ -170,6 +170,16 @@ def world():
     os.close(made.fd)
 
 
+def test_a_change_that_was_refused_leaves_the_book_as_it_was(world):
+    """A process that comes after it knows whose the talkers are that it finds."""
+    held = int(world.table.digest)
+    assert held
+    world.book.changing()
+    assert world.table.digest == 0
+    world.book.unchanged()
+    assert int(world.table.digest) == held
+
+
 def just_now():
     return time.time() + 1
 

@@ -219,11 +219,12 @@ class Datapath:
             self._attached[link.name] = Attachment(link.name, ifindex, fd, slot, mode, reason, layer)
             self._slot_names[slot] = link.name
             self._store.keep(f"link-{ifindex}", fd)
+        if replaced or self._retired:
+            # No link runs the program any more that judged by other maps, or wrote to the old table.
+            wait_for_packets_under_way()
         if replaced:
             self._forget_verdicts()
         if self._retired:
-            # No link runs the program that wrote to the old table any more.
-            wait_for_packets_under_way()
             self.control.adopt_tracked(self._retired.unread(self.control))
             self._retired = None
         for slot in range(abi.MAX_SLOTS):
@@ -287,7 +288,12 @@ class Datapath:
         try:
             self.rules.apply(policy, touched, default)
         except PolicyTooLarge as needed:
-            self._move_policy(needed, default)
+            try:
+                self._move_policy(needed, default)
+            except KernelError:
+                if not needed.fits:
+                    raise
+                self.rules.apply(policy, touched, default, shrink=False)
 
     def _move_policy(self, needed: PolicyTooLarge, default: Verdict) -> None:
         """Into maps of another size: fill them, load the program onto them, and put it in the place of the one that runs, which for a
@@ -324,28 +330,27 @@ class Datapath:
 
     def _exchange(self, programs: Mapping[str, int]) -> None:
         """Put these programs on all links, or on none. A link whose interface has gone takes none, and will be let go."""
-        try:
-            self._update_links(programs)
-        finally:
-            self._forget_verdicts()
-
-    def _forget_verdicts(self) -> None:
-        """Two programs have judged by two sets of policy maps under one number of the policy: let nobody remember what either found."""
-        wait_for_packets_under_way()
-        self.control.set_policy_copy(self.control.policy_copy)
-
-    def _update_links(self, programs: Mapping[str, int]) -> None:
         done: list[Attachment] = []
         try:
             for attachment in self._attached.values():
                 if self.is_attached(attachment.name):
                     libbpf.update_link(attachment.link, programs[_PROGRAM_OF_LAYER[attachment.layer]])
                     done.append(attachment)
+            wait_for_packets_under_way()
         except KernelError:
             for attachment in done:
                 with contextlib.suppress(KernelError):
                     libbpf.update_link(attachment.link, self.loaded.programs[_PROGRAM_OF_LAYER[attachment.layer]])
+            with contextlib.suppress(KernelError):
+                wait_for_packets_under_way()
             raise
+        finally:
+            self._forget_verdicts()
+
+    def _forget_verdicts(self) -> None:
+        """Two programs have judged by two sets of policy maps under one number of the policy: let nobody remember what either found. To be
+        called when one of them is done."""
+        self.control.set_policy_copy(self.control.policy_copy)
 
     # Numbers
 

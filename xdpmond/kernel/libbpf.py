@@ -179,9 +179,9 @@ def map_info(fd: int) -> tuple[int, int, int, int, int]:
     return info.type, info.key_size, info.value_size, info.max_entries, info.map_flags
 
 
-def create_map(kind: int, name: str, *, key_size: int = 4, value_size: int, entries: int, flags: int = 0) -> int:
-    """Make a map; return its descriptor."""
-    opts = _MapCreateOpts(sz=c.sizeof(_MapCreateOpts), map_flags=flags)
+def create_map(kind: int, name: str, *, key_size: int = 4, value_size: int, entries: int, flags: int = 0, inner: int = 0) -> int:
+    """Make a map; return its descriptor. `inner` is a map like those that will be in this one."""
+    opts = _MapCreateOpts(sz=c.sizeof(_MapCreateOpts), map_flags=flags, inner_map_fd=inner)
     result = _lib().bpf_map_create(kind, name.encode(), key_size, value_size, entries, c.byref(opts))
     hint = "smaller tables need less: see [tables] in xdpmond.toml(5)" if entries > 1 else ""
     return _check(result, f"make the map {name}, {entries} times {value_size} bytes", hint)

@@ -6,6 +6,7 @@ is summed here. Nothing is ever cleared: a reader subtracts.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import mmap
@@ -39,14 +40,26 @@ def map_memory(map_fd: int, size: int, *, write: bool) -> mmap.mmap:
 
 _MEMBARRIER_CMD_GLOBAL = 1
 _SYS_MEMBARRIER = {"x86_64": 324}
+_ARRAY, _ARRAY_OF_MAPS = 2, 12  # enum bpf_map_type
 
 
 def wait_for_packets_under_way() -> None:
     """Return when every packet that was in the program at the time of the call has left it (an RCU grace period: membarrier(2), about
     10 ms). Call it in a thread."""
     number = _SYS_MEMBARRIER.get(os.uname().machine)
-    if number is None or ctypes.CDLL(None, use_errno=True).syscall(number, _MEMBARRIER_CMD_GLOBAL, 0, 0) != 0:
-        raise KernelError(f"membarrier: {os.strerror(ctypes.get_errno())}")
+    if number is None or ctypes.CDLL(None).syscall(number, _MEMBARRIER_CMD_GLOBAL, 0, 0) != 0:
+        _wait_by_a_map()
+
+
+def _wait_by_a_map() -> None:
+    """Where a processor has no tick (nohz_full=) the kernel refuses membarrier. Who changes a map of maps is kept waiting until no program
+    looks at the old one (maybe_wait_bpf_programs in kernel/bpf/syscall.c)."""
+    with contextlib.ExitStack() as made:
+        inner = libbpf.create_map(_ARRAY, "xdpmond_grace", value_size=4, entries=1)
+        made.callback(os.close, inner)
+        outer = libbpf.create_map(_ARRAY_OF_MAPS, "xdpmond_graces", value_size=4, entries=1, inner=inner)
+        made.callback(os.close, outer)
+        libbpf.update(outer, np.zeros(1, "u4"), np.array([inner], "u4"))
 
 
 def monotonic_ns() -> int:

@@ -27,10 +27,12 @@ _PREFIXES_WORTH_A_POINT = 400
 class PolicyTooLarge(DoesNotFit):
     """The policy needs larger maps; this is what, and how large."""
 
-    def __init__(self, built: Built, size: PolicySize):
+    def __init__(self, built: Built, size: PolicySize, *, fits: bool):
         super().__init__("the policy does not fit in its maps")
         self.built = built
         self.size = size
+        self.fits = fits
+        """Is it the maps that are too large?"""
 
 
 class PolicyTable:
@@ -73,17 +75,19 @@ class PolicyTable:
         active = self._copies[self._control.policy_copy]
         active.write(built)
         active.head["default_verdict"] = VERDICT_TO_ABI[default]
-        self._follow(lambda: self._copy_all(1 - self._control.policy_copy))
+        self._copy_all(1 - self._control.policy_copy)
+        self._prefixes = built.prefixes
 
     @property
     def default(self) -> Verdict:
         """The verdict on sources that no entry covers, as packets see it."""
         return VERDICT_FROM_ABI[int(self._copies[self._control.policy_copy].head["default_verdict"])]
 
-    def apply(self, policy: Verdicts, touched: Sequence[Prefix] | None, default: Verdict) -> None:
+    def apply(self, policy: Verdicts, touched: Sequence[Prefix] | None, default: Verdict, *, shrink: bool = True) -> None:
         """Let packets see this policy and default. `touched` are the prefixes by which it differs from the last one, None: all may.
 
-        Raises PolicyTooLarge if it needs larger maps. Blocks: for microseconds a prefix, or for as long as it takes to build all.
+        Raises PolicyTooLarge if it needs larger maps, or if `shrink` much smaller ones. Blocks: for microseconds a prefix, or for as long
+        as it takes to build all.
         """
         self.settle()
         resting = 1 - self._control.policy_copy
@@ -93,7 +97,7 @@ class PolicyTable:
             assert touched is not None
             points = self._change(resting, policy, touched)
         if not points:
-            self._write_all(resting, policy)
+            self._write_all(resting, policy, shrink)
         self._copies[resting].head["default_verdict"] = VERDICT_TO_ABI[default]
         self._control.set_policy_copy(resting)
         other = 1 - resting
@@ -111,17 +115,17 @@ class PolicyTable:
         self._prefixes += len(touched)
         return True
 
-    def _write_all(self, copy: int, policy: Verdicts) -> None:
+    def _write_all(self, copy: int, policy: Verdicts, shrink: bool) -> None:
         built = build(policy)
         wanted = built.size(self._seed)
         # Four times too large is worth a move, too.
         wasteful = any(have > 4 * want and have > 65_536 for have, want in zip(self.size, wanted, strict=True))
-        if wasteful:
-            raise PolicyTooLarge(built, wanted)
+        if wasteful and shrink:
+            raise PolicyTooLarge(built, wanted, fits=True)
         try:
             self._copies[copy].write(built)
         except DoesNotFit:
-            raise PolicyTooLarge(built, wanted) from None
+            raise PolicyTooLarge(built, wanted, fits=False) from None
         self._prefixes = built.prefixes
 
     # The other copy

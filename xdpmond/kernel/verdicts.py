@@ -35,6 +35,9 @@ class Verdicts(Protocol):
     def inside(self, prefix: Prefix, shortest: int, longest: int) -> Sequence[tuple[Prefix, Verdict]]:
         """Those within `prefix`, itself included, of these lengths, by increasing length."""
 
+    def most_inside(self, prefix: Prefix, shortest: int, longest: int) -> int:
+        """How many these are, or more; soon told."""
+
     def any_inside(self, prefix: Prefix, shortest: int, longest: int) -> bool: ...
 
     def covering(self, family: Family, address: bytes, shortest: int, longest: int) -> Verdict | None:
@@ -58,7 +61,9 @@ _TOMBSTONE = abi.REF_DEEPER
 """A node without depth: nobody looks for it, and those behind it are found."""
 _MOST_BUCKETS = 1 << 25
 _MOST_OTHERS = 500
-"""Of other prefixes that one change may touch before all is built anew."""
+_OTHERS_WORTH_A_BUILD = 100
+"""Of other prefixes that one change may touch before all is built anew: so many, and this part of all. To look at one takes some 20 µs, and
+to build it a quarter of one."""
 
 TOP_BITS = (16, 18, 20, 22, 24)
 _CACHED_TOP = 1 << 20
@@ -587,9 +592,17 @@ class Copy:
             else:
                 self._change6(policy, prefix)
 
+    @staticmethod
+    def _require_few(policy: Verdicts, prefix: Prefix, shortest: int, longest: int) -> None:
+        """Raise NeedsWhole if there are so many such prefixes that to look at each takes longer than to build all."""
+        everything = Prefix(prefix.family, bytes(len(prefix.address)), 0)
+        if policy.most_inside(prefix, shortest, longest) > _MOST_OTHERS + policy.most_inside(everything, 0, 128) // _OTHERS_WORTH_A_BUILD:
+            raise NeedsWhole
+
     def _change4(self, policy: Verdicts, prefix: Prefix) -> None:
         bits = 32 - int(self.head["shift4"])
         if prefix.length <= bits:
+            self._require_few(policy, prefix, prefix.length + 1, bits)
             codes = self._top_codes(policy, prefix, bits)
             first = int.from_bytes(prefix.address, "big") >> 32 - bits
             lines = slice(first >> 8, (first + len(codes) - 1 >> 8) + 1)
@@ -599,6 +612,7 @@ class Copy:
             return
         # The /24 that it covers, or is in.
         whole = prefix if prefix.length <= 24 else _node(Family.IPV4, int.from_bytes(prefix.address, "big"), 3)
+        self._require_few(policy, whole, whole.length + 1, 32)
         first = int.from_bytes(whole.address, "big") >> 8
         outside = [_CODE[policy.covering(Family.IPV4, whole.address, bits + 1, whole.length)]] * (1 << 24 - whole.length)
         for each, verdict in policy.inside(whole, whole.length + 1, 24):
@@ -607,8 +621,6 @@ class Copy:
         own: dict[int, list[tuple[Prefix, Verdict]]] = {}
         for each, verdict in policy.inside(whole, 25, 32):
             own.setdefault(int.from_bytes(each.address[:3], "big"), []).append((each, verdict))
-        if len(own) > _MOST_OTHERS:
-            raise NeedsWhole
         for key, code in enumerate(outside, first):
             self._change_reference4(key, code, own.get(key, []))
 
@@ -688,6 +700,7 @@ class Copy:
         number = int.from_bytes(prefix.address, "big")
         top = number >> 112
         if prefix.length <= 16:
+            self._require_few(policy, prefix, prefix.length + 1, 16)
             codes = self._top_codes(policy, prefix, 16)
             tops = slice(top, top + len(codes))
             self.ipv6[tops] = self.ipv6[tops] & abi.TOP_DEEPER | codes
@@ -696,10 +709,8 @@ class Copy:
         # Its own node, those on the way to it, and those above it that are to say whether there are deeper ones.
         nodes = {(number >> 128 - 8 * on << 128 - 8 * on, on) for on in self._paths if on <= depth}
         # Those below it, whose code for what is not theirs may be another one now.
-        below = policy.inside(prefix, 8 * depth + 9, 128)
-        if len(below) > _MOST_OTHERS:
-            raise NeedsWhole
-        for each, _ in below:
+        self._require_few(policy, prefix, 8 * depth + 9, 128)
+        for each, _ in policy.inside(prefix, 8 * depth + 9, 128):
             of = int.from_bytes(each.address, "big")
             nodes |= {(of >> 128 - 8 * on << 128 - 8 * on, on) for on in self._paths[(each.length - 1) // 8] if on > depth}
         for key, on in sorted(nodes, key=lambda node: node[1]):
