@@ -51,7 +51,7 @@ _xdpmonctl() {
         name='--json -j --no-legend --color --bus --help -h --version'
         case $command in
             allow | deny) name+=' --for --reason --from-file --force' ;;
-            remove) name+=' --force' ;;
+            remove | reload) name+=' --force' ;;
             mode) name+=' --interface --confirm --force' ;;
             ports) name+=' --limit --port --proto --local --no-local --interval' ;;
             top) name+=' --by --limit --port --proto --prefix-len --prefix-len6 --local --no-local --interval --resolve --watch' ;;

@@ -32,7 +32,7 @@ set -l change '__fish_seen_subcommand_from allow deny'
 complete -c xdpmonctl -n $change -l for -x -a '60s 10m 1h 1d' -d 'Until then'
 complete -c xdpmonctl -n $change -l reason -x -d 'Kept with the entry'
 complete -c xdpmonctl -n $change -l from-file -r -F -d 'Read the prefixes from a file'
-complete -c xdpmonctl -n '__fish_seen_subcommand_from allow deny remove mode' -l force -d 'Even if it cuts off an SSH connection'
+complete -c xdpmonctl -n '__fish_seen_subcommand_from allow deny remove mode reload' -l force -d 'Even if it cuts off an SSH connection'
 
 set -l mode '__fish_seen_subcommand_from mode'
 complete -c xdpmonctl -n "$mode; and not __fish_seen_subcommand_from monitor enforce default" -a 'monitor enforce default'

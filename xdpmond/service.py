@@ -517,12 +517,13 @@ class Service:
 
     # Configuration
 
-    async def reload(self, *, caller: Caller) -> Json:
-        """Read all files again and apply the difference. What is refused changes nothing."""
+    async def reload(self, *, caller: Caller, force: bool = False) -> Json:
+        """Read all files again and apply the difference. What is refused changes nothing. `force`: even if it cuts off somebody who is
+        connected to a failsafe port."""
         async with self._changing:
             self._ports.reloading(True)
             try:
-                changed, notes = await self._reload()
+                changed, notes = await self._reload(force)
             except Exception as error:
                 said = str(error) if isinstance(error, XdpmondError) else f"internal error: {error!r}"
                 self._last_reload = {"when": self._ports.clock(), "ok": False, "message": said}
@@ -541,7 +542,7 @@ class Service:
         self.notify("PolicyChanged", {"change": "reload", "prefixes": [], "count": changed, "reason": "", "uid": caller.uid})
         return {"message": message, "notes": notes, "changed": changed}
 
-    async def _reload(self) -> tuple[int, list[str]]:
+    async def _reload(self, force: bool) -> tuple[int, list[str]]:
         """Returns how many rules changed, and notes."""
         config = await asyncio.to_thread(self._ports.load_config)
         mode = self._strictest_mode(config=config)
@@ -552,9 +553,9 @@ class Service:
         with naming_the_place(config):
             names = await asyncio.to_thread(self._ports.open_names, config.names)
         try:
-            await self._guard(policy, False, config=config)
+            await self._guard(policy, force, config=config)
         except LockOutError as error:
-            raise LockOutError(error.message, hint="allow it in the configuration, or close that connection, and reload again") from None
+            raise LockOutError(error.message, hint="allow it in the configuration, or use xdpmonctl reload --force") from None
         before = self._policy, self._config
         changed = await self._apply(policy, config)
         try:

@@ -147,8 +147,8 @@ class FakeService:
     async def windows(self, *, limit: int = 60) -> list[dict[str, Any]]:
         return [{"number": number} for number in range(min(limit, 3))]
 
-    async def reload(self, *, caller: Caller) -> dict[str, Any]:
-        return {"reloaded": True}
+    async def reload(self, *, caller: Caller, force: bool = False) -> dict[str, Any]:
+        return {"reloaded": True, "force": force}
 
     async def recent_events(self, limit: int) -> list[dict[str, Any]]:
         return [{"serial": serial} for serial in range(min(limit, 5))]

@@ -65,7 +65,8 @@ def test_the_other_calls(bus: PrivateBus) -> None:
     assert json.loads(ctl(bus, "explain", "192.0.2.1", "-j").stdout) == {"address": "192.0.2.1"}
     mode = ctl(bus, "mode", "enforce", "--interface", "eth0", "--confirm", "60s", "--force", "-j", peer="192.0.2.7")
     assert json.loads(mode.stdout) == {"mode": "enforce"}
-    assert json.loads(ctl(bus, "reload", "-j").stdout) == {"reloaded": True}
+    assert json.loads(ctl(bus, "reload", "-j").stdout) == {"reloaded": True, "force": False}
+    assert json.loads(ctl(bus, "reload", "--force", "-j").stdout) == {"reloaded": True, "force": True}
     assert ctl(bus, "confirm").returncode == 0
     assert ctl(bus).returncode == 0
 

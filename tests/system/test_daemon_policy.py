@@ -258,10 +258,15 @@ def test_a_reload_that_locks_out_is_refused(world: World, start: Start, logged_i
     daemon = start('interface = "eth0"', "--enforce")
     daemon.config.write_text(f'interface = "eth0"\ndeny = ["192.0.2.0/24", "{network(logged_in)}"]\n')
     refused = world.lab.ctl("reload", status=7)
-    assert logged_in.net in refused.stderr and f"{daemon.config}:2" in refused.stderr
+    assert logged_in.net in refused.stderr and f"{daemon.config}:2" in refused.stderr and "reload --force" in refused.stderr
     assert world.lab.rows("list") == []
     assert world.passes(logged_in)
     assert world.lab.status()["last_reload"]["ok"] is False
+    daemon.process.send_signal(signal.SIGHUP)  # which nobody can force
+    daemon.wait_log("the configuration is refused", count=2)
+    assert world.lab.rows("list") == []
+    assert world.lab.json("reload", "--force")["changed"] == 2
+    assert world.drops(logged_in)
 
 
 def test_the_client_names_its_ssh_peer(world: World, start: Start) -> None:

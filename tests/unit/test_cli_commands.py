@@ -129,8 +129,8 @@ class FakeDaemon:
     def confirm(self) -> dict[str, Any]:
         return self._reply("confirm")
 
-    def reload(self) -> dict[str, Any]:
-        return self._reply("reload")
+    def reload(self, options: Mapping[str, object]) -> dict[str, Any]:
+        return self._reply("reload", dict(options))
 
     def entries(self) -> Iterator[bytes]:
         return self._lines("entries")
@@ -324,6 +324,8 @@ def test_confirm_and_reload(fake: FakeDaemon) -> None:
     fake.answer = {"message": "2 entries more", "notes": []}
     assert ctl(fake, "reload").out == "2 entries more\n"
     assert json.loads(ctl(fake, "reload", "-j").out) == fake.answer
+    ctl(fake, "reload", "--force")
+    assert fake.calls == [("confirm",), ("reload", {}), ("reload", {}), ("reload", {"force": True})]
 
 
 # Lists

@@ -111,7 +111,7 @@ class Service(Protocol):
         self, *, by: str = "bytes", limit: int = 20, port: int | None = None, protocol: str | None = None, address: str | None = None
     ) -> Iterable[Json]: ...  # fmt: skip
     async def windows(self, *, limit: int = 60) -> Iterable[Json]: ...
-    async def reload(self, *, caller: Caller) -> Json: ...
+    async def reload(self, *, caller: Caller, force: bool = False) -> Json: ...
     async def recent_events(self, limit: int) -> Iterable[Json]: ...
     def follow_events(self) -> EventFeed: ...
     def subscribe(self, callback: Notify) -> Callable[[], None]: ...
@@ -238,7 +238,7 @@ class Manager:
         return await sealed_lines("xdpmond-windows", await self.service.windows(**call.options))
 
     async def reload(self, call: Call) -> Result:
-        return dumps(await self.service.reload(caller=call.caller))
+        return dumps(await self.service.reload(caller=call.caller, force=call.options.get("force", False)))
 
     async def events(self, call: Call) -> Result:
         return await sealed_lines("xdpmond-events", await self.service.recent_events(call.options.get("limit", 100)))
@@ -276,7 +276,7 @@ METHODS: dict[str, Method] = {
         Method("Ports", Manager.ports, READ, (_OPTIONS_ARG,), _LINES, ("limit", "port", "protocol", "interval", "local")),
         Method("Flows", Manager.flows, READ, (_OPTIONS_ARG,), _LINES, ("by", "limit", "port", "protocol", "address")),
         Method("Windows", Manager.windows, READ, (_OPTIONS_ARG,), _LINES, ("limit",)),
-        Method("Reload", Manager.reload, RELOAD, (_OPTIONS_ARG,)),
+        Method("Reload", Manager.reload, RELOAD, (_OPTIONS_ARG,), options=("force",)),
         Method("Events", Manager.events, READ, (_OPTIONS_ARG,), _LINES, ("limit",)),
         Method("FollowEvents", Manager.follow_events, READ, (_OPTIONS_ARG,), _LINES),
     )

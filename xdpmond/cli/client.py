@@ -99,8 +99,8 @@ class Daemon:
     def confirm(self) -> dict[str, Any]:
         return self._document("Confirm")
 
-    def reload(self) -> dict[str, Any]:
-        return self._document("Reload", "a{sv}", [{}])
+    def reload(self, options: Mapping[str, object]) -> dict[str, Any]:
+        return self._document("Reload", "a{sv}", [options])
 
     def entries(self) -> Iterator[bytes]:
         return self._bulk("List", {})

@@ -83,7 +83,7 @@ def confirm(context: Context) -> None:
 
 
 def reload(context: Context) -> None:
-    document = context.daemon.reload()
+    document = context.daemon.reload({"force": True} if context.arguments.force else {})
     if context.json:
         context.document(document)
         return

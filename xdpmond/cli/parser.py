@@ -176,6 +176,10 @@ def _change(parser: argparse.ArgumentParser) -> None:
     _force(parser, "even if it cuts off an SSH connection, or the prefix is /0")
 
 
+def _reload(parser: argparse.ArgumentParser) -> None:
+    _force(parser, "even if it cuts off an SSH connection")
+
+
 def _remove(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prefixes", nargs="+", metavar="PREFIX", help="as shown by list")
     _force(parser, "even if it cuts off an SSH connection")
@@ -297,7 +301,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("top", "", "who sends the most, to which port; once or live", _top, "talkers:top"),
     Command("flows", "", "which conversations there are, and how large", _flows, "talkers:flows"),
     Command("events", "", "the packets that were reported, last or live", _events, "events:events"),
-    Command("reload", "", "read the configuration again", _none, "control:reload"),
+    Command("reload", "", "read the configuration again", _reload, "control:reload"),
     Command("check-config", "[FILE]", "check the configuration without touching the daemon", _check, "control:check_config"),
 )
 """The first one is what xdpmonctl does without a command."""
