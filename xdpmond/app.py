@@ -425,9 +425,10 @@ class Daemon:
             await self._reconcile(self._interfaces.keep)
 
     async def _put_in_place(self) -> None:
-        """Interfaces, modes and failsafe ports as the service wants them now."""
-        await self._reconcile()
+        """Interfaces, modes and failsafe ports as the service wants them now. The ports first: if they cannot be listed, no mode has
+        changed yet."""
         await self._in_kernel_thread(self._refresh_ports)
+        await self._reconcile()
 
     async def _reconcile(self, do: Callable[[Config, Callable[[str], Mode]], None] | None = None) -> None:
         before = self._interfaces.states

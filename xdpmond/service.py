@@ -457,6 +457,7 @@ class Service:
                 await self._ports.reconcile()
             except BaseException:
                 self._modes = before
+                await self._reconcile_again()
                 raise
             self._await_confirmation(pending, before, wanted, interface, confirm)
             notes = await self._save()
@@ -464,6 +465,11 @@ class Service:
         self._tell_mode(shown, interface, f"uid {caller.uid}", caller.uid)
         notes += self.warnings() if shown is Mode.ENFORCE else []
         return {"mode": shown, "file_mode": self.file_mode, "interface": interface, "confirm_seconds": confirm, "notes": notes}
+
+    async def _reconcile_again(self) -> None:
+        """After what was refused: some of it may be in the packet path already. What fails here, too, is put right when a window ends."""
+        with contextlib.suppress(KernelError):
+            await self._ports.reconcile()
 
     def _await_confirmation(self, pending: _Unconfirmed | None, before: Modes, wanted: Mode | None, interface: str,
                             confirm: float | None) -> None:  # fmt: skip
@@ -564,6 +570,7 @@ class Service:
         except BaseException:
             await self._apply(*before)
             await self._ports.in_kernel_thread(self._ports.kernel.configure, before[1])
+            await self._reconcile_again()
             raise
         self._names, self._names_problem = names, ""
         notes = documents.restart_notes(before[1], config) + self.warnings()

@@ -189,6 +189,7 @@ class World:
         self.modes: dict[str, Mode] = {}
         """The modes as the packet path has them since the last reconcile."""
         self.reconcile_refused: Exception | None = None
+        """Raised once, after the work is done: not every step that fails is the first one."""
         self.records: list[Record] = []
         self.told: list[tuple[str, Mapping[str, Any]]] = []
         self.reloading: list[bool] = []
@@ -198,6 +199,7 @@ class World:
         """Happens in the turn of the loop after the one in which the call's result has come."""
         self._news = asyncio.Event()
         self.service = Service(config or Config(), state or State(), self._ports(), forced=forced)
+        self.modes = {state.name: self.service.mode_on(state.name) for state in self.states}
         self.service.subscribe(self._tell)
 
     def _ports(self) -> Ports:
@@ -233,10 +235,10 @@ class World:
         self._news.set()
 
     async def _reconcile(self) -> None:
+        self.modes = {state.name: self.service.mode_on(state.name) for state in self.states}
         if self.reconcile_refused:
             error, self.reconcile_refused = self.reconcile_refused, None
             raise error
-        self.modes = {state.name: self.service.mode_on(state.name) for state in self.states}
 
     # What tests ask
 
