@@ -12,7 +12,8 @@ their other properties those that are not the same for all. A change is in one r
 
 A log that ends within a record was being written when the power went: that change was never said to be kept, and is dropped. Anything else
 that does not fit is damage: the file is kept aside, never overwritten, since somebody's bans are in it, and what was read before the
-damage goes on. When the log is much longer than what it amounts to, it is written anew beside, synced, renamed, and the directory synced.
+damage goes on. Until that is on disk the damaged file has the log's name, too, so that the next start finds as much. When the log is much
+longer than what it amounts to, it is written anew beside, synced, renamed, and the directory synced.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class OperatorStore:
         """What is in the file; None: not known, and the next save writes all of it."""
         self._salvaged: State | None = None
         self._unread = False
-        """Is there a file that could not be read?"""
+        """Is there a file that could not be read, or not to its end?"""
         self._descriptor = -1
         self._size = 0
         self._records = 0
@@ -98,11 +99,10 @@ class OperatorStore:
         """The state saved last; an empty one if there is none. Raises `StateError` if anything was lost, and says what; the next call
         gives what is left."""
         with self._lock:
-            self._close()
             if self._salvaged is not None:
                 state, self._salvaged = self._salvaged, None
-                self._try_to_write(state)
                 return state
+            self._close()
             try:
                 content, old = self._read(self.path), self.path.with_name(_OLD_NAME)
                 if content is None and self.path.name == NAME and (content_of_old := self._read(old)) is not None:
@@ -113,11 +113,6 @@ class OperatorStore:
             if content is None:
                 return State()
             return self._import(self.path, content) if content[:1] == b"{" else self._replay(content)
-
-    def _try_to_write(self, state: State) -> None:
-        """If that fails, the next save writes everything."""
-        with contextlib.suppress(OSError):
-            self._write(state)
 
     @staticmethod
     def _read(path: Path) -> bytes | None:
@@ -145,25 +140,46 @@ class OperatorStore:
             whole = whole or end
         state = replay.state()
         if problem:
-            aside = self._move_aside(self.path)
-            self._salvaged = state
             left = f"; what was read before that stays: {len(state.policy)} entries" if number else ""
-            raise StateError(f"{self.path} is not understood, {problem}{left}", hint=f"it is kept as {aside}")
+            raise self._damaged(state, f", {problem}{left}")
         if end < len(content):
-            self._salvaged = state
-            raise StateError(f"{self.path} ends within a change that was never finished: {len(content) - end} bytes are dropped")
+            said = f"{self.path} ends within a change that was never finished: {len(content) - end} bytes are dropped"
+            raise StateError(said + self._salvage(state)[1])
         with contextlib.suppress(OSError):  # a file that may only be read: the next save says so
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
             self._size, self._whole, self._records, self._kept = end, whole, number, state
         return state
+
+    def _damaged(self, state: State, why: str) -> StateError:
+        """What is to be raised of a file of which this is left."""
+        self._unread = True
+        aside, unkept = self._salvage(state)
+        return StateError(f"{self.path} is not understood{why}{unkept}", hint=f"it is kept as {aside or self.path}")
+
+    def _salvage(self, state: State) -> tuple[Path | None, str]:
+        """Put what is left in the place of the file, and hand it to who asks next. Returns where the file is kept aside, and what keeps
+        this from the disk: then the file stays, and the next save tries again, or the next start."""
+        self._salvaged, aside = state, None
+        try:
+            aside = self._keep_aside()
+            self._write(state)
+        except OSError as error:
+            return aside, f"; what is left is not kept on disk: {error.strerror}"
+        return aside, ""
+
+    def _keep_aside(self) -> Path | None:
+        """Give a file that could not be read a name that no replacement takes."""
+        return _link_aside(self.path) if self._unread and os.path.lexists(self.path) else None
 
     def _import(self, path: Path, content: bytes) -> State:
         """Take over the file of an older version."""
         try:
             state = _decode_old(json.loads(content))
         except _UNDERSTANDING as error:
-            aside = self._move_aside(path)
-            raise StateError(f"{path} is not understood: {error!r:.200}", hint=f"it is kept as {aside}") from None
+            why = f": {error!r:.200}"
+            if path == self.path:
+                raise self._damaged(State(), why) from None
+            raise StateError(f"{path} is not understood{why}", hint=f"it is kept as {_move_aside(path)}") from None
         with contextlib.suppress(OSError):
             if path == self.path:
                 os.link(path, _not_taken(path, "imported"))
@@ -172,18 +188,6 @@ class OperatorStore:
                 os.rename(path, _not_taken(path, "imported"))
         return state
 
-    def _move_aside(self, path: Path) -> Path:
-        while True:
-            aside = _not_taken(path, "unreadable-1")
-            try:
-                os.link(path, aside)  # unlike a rename, does not overwrite
-                path.unlink()
-                return aside
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise StateError(f"{path} is not understood and cannot be moved aside: {error.strerror}") from None
-
     # Writing
 
     def save(self, state: State) -> None:
@@ -191,8 +195,7 @@ class OperatorStore:
         with self._lock:
             try:
                 if self._kept is None or not self._is_ours():
-                    if self._unread and os.path.lexists(self.path):
-                        self._move_aside(self.path)
+                    self._keep_aside()
                     self._write(state)
                 else:
                     self._append(self._kept, state)
@@ -294,6 +297,29 @@ def _not_taken(path: Path, why: str) -> Path:
     while os.path.lexists(aside):
         number += 1
         aside = path.with_name(f"{path.name}.{why.removesuffix('-1')}-{number}")
+    return aside
+
+
+def _link_aside(path: Path) -> Path:
+    """A second name for the file. One that it was given before is enough."""
+    for aside in path.parent.iterdir():
+        if aside.name.startswith(f"{path.name}.unreadable-") and os.path.samestat(aside.lstat(), path.lstat()):
+            return aside
+    while True:
+        aside = _not_taken(path, "unreadable-1")
+        try:
+            os.link(path, aside)  # unlike a rename, does not overwrite
+        except FileExistsError:
+            continue
+        return aside
+
+
+def _move_aside(path: Path) -> Path:
+    try:
+        aside = _link_aside(path)
+        path.unlink()
+    except OSError as error:
+        raise StateError(f"{path} is not understood and cannot be moved aside: {error.strerror}") from None
     return aside
 
 

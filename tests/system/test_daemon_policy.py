@@ -187,6 +187,33 @@ def test_anybody_may_look_and_only_root_may_change(world: World, start: Start) -
     assert (world.lab.rows("list"), world.lab.status()["mode"]) == before
 
 
+def test_a_damaged_log_on_a_full_disk_loses_no_ban(world: World, start: Start, small_disk: Path) -> None:
+    log, filler = small_disk / "policy.log", small_disk / "filler"
+    daemon = start(CONFIG, "--state", str(log))
+    world.lab.ctl("deny", UNLISTED4.net)
+    world.lab.ctl("mode", "enforce")
+    daemon.stop()
+    log.write_bytes(log.read_bytes() + bytes(64))
+    damaged = log.read_bytes()
+    with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as rest:
+        while True:
+            rest.write(bytes(4096))
+    for _ in range(2):
+        daemon = start(CONFIG, "--state", str(log))
+        daemon.wait_log("1 entries; what is left is not kept on disk: No space left on device")
+        assert world.drops(UNLISTED4)
+        assert log.read_bytes() == damaged
+        assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "policy.log", "policy.log.unreadable-1"]
+        daemon.stop()
+    filler.unlink()
+    for _ in range(2):
+        daemon = start(CONFIG, "--state", str(log))
+        assert world.drops(UNLISTED4)
+        daemon.stop()
+    assert "not understood" not in daemon.log
+    assert (small_disk / "policy.log.unreadable-1").read_bytes() == damaged
+
+
 # The guard
 
 

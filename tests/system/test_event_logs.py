@@ -11,11 +11,9 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from conftest import CONFIG, DENIED4, DENIED6, ROOT, UNLISTED4, UNLISTED6, Start, World
 
 from bench.path import Vary
@@ -137,16 +135,6 @@ def test_logrotate_by_the_example(world: World, start: Start, tmp_path: Path) ->
     assert holds(tmp_path / "events.jsonl.1", UNLISTED6.net)
     older = [gzip.decompress((tmp_path / f"events.jsonl.{age}.gz").read_bytes()).decode() for age in (2, 3)]
     assert DENIED4.net in older[0] and UNLISTED4.net in older[1]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KB."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(directory)], check=True)
-    yield directory
-    subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 def test_a_full_disk_stops_the_log_and_nothing_else_and_heals(world: World, start: Start, small_disk: Path, tmp_path: Path) -> None:

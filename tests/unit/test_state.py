@@ -350,6 +350,100 @@ def test_a_file_that_could_not_be_read_is_not_overwritten(store, monkeypatch):
     other.close()
 
 
+@pytest.fixture
+def damaged(store):
+    """A log with zeros at its end, as some file systems leave one after a power cut."""
+    store.save(STATE)
+    with store.path.open("ab") as log:
+        log.write(bytes(64))
+    return store.path.read_bytes()
+
+
+def started(store):
+    """What another daemon would find, with what it would say; it ends at once."""
+    other = OperatorStore(store.path)
+    try:
+        return found(other)
+    finally:
+        other.close()
+
+
+def names(store):
+    return sorted(os.listdir(store.path.parent))
+
+
+ASIDE = "policy.log.unreadable-1"
+
+
+@pytest.mark.parametrize("refused", ["fsync", "replace", "link"])
+def test_what_is_left_of_a_damaged_log_is_found_until_it_is_on_disk(store, damaged, monkeypatch, refused):
+    aside = store.path.with_name(ASIDE)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, refused, full)
+        for _ in range(2):
+            state, error = started(store)
+            assert state == seen(STATE)
+            assert "not kept on disk: No space left" in error.message
+            assert str(store.path if refused == "link" else aside) in error.hint
+            assert names(store) == ["policy.log"] + [ASIDE] * (refused != "link"), "one name more is enough"
+            assert store.path.read_bytes() == damaged
+        other = OperatorStore(store.path)
+        found(other)
+        with pytest.raises(StateError, match="No space left"):
+            other.save(State())
+        other.close()
+        assert store.path.read_bytes() == damaged
+    state, error = started(store)
+    assert (state, "not kept" in error.message) == (seen(STATE), False)
+    assert (names(store), aside.read_bytes()) == (["policy.log", ASIDE], damaged)
+    assert started(store) == (seen(STATE), None)
+
+
+class PowerCut(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("name", ["link", "open", "fsync", "replace"])
+def test_no_moment_has_the_damaged_log_gone_and_nothing_in_its_place(store, damaged, monkeypatch, name):
+    def cut(*_):
+        raise PowerCut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, cut)
+        with pytest.raises(PowerCut):
+            OperatorStore(store.path).load()
+    state, error = started(store)
+    assert (state, error is None) == (seen(STATE), False)
+    assert started(store) == (seen(STATE), None)
+    assert store.path.with_name(ASIDE).read_bytes() == damaged
+
+
+def test_a_change_takes_the_place_of_a_damaged_log(store, damaged, monkeypatch):
+    """Where what was left could not be written at the start, as there was no room then."""
+    other = OperatorStore(store.path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        found(other)
+    other.save(State(mode=Mode.MONITOR))
+    other.close()
+    assert (names(store), store.path.with_name(ASIDE).read_bytes()) == (["policy.log", ASIDE], damaged)
+    assert started(store) == (seen(State(mode=Mode.MONITOR)), None)
+
+
+def test_an_unfinished_change_on_a_full_disk_is_dropped_at_each_start(store, monkeypatch):
+    store.save(STATE)
+    with store.path.open("ab") as log:
+        log.write(b"1")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for _ in range(2):
+            state, error = started(store)
+            assert state == seen(STATE)
+            assert "1 bytes are dropped; what is left is not kept on disk: No space left" in error.message
+    assert started(store)[0] == seen(STATE)
+    assert started(store) == (seen(STATE), None)
+
+
 # --- compaction
 
 
