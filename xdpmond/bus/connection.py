@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from dbus_next import Message, MessageType
+from dbus_next import Message
 
 from .wire import MAX_BODY, Incoming, Unreadable, read_fields
 
@@ -55,6 +55,14 @@ class Disconnected(Exception):
 
 
 @dataclass(slots=True)
+class _Waiting:
+    """A call that was sent, and its answer to come."""
+
+    destination: str
+    reply: asyncio.Future[Incoming]
+
+
+@dataclass(slots=True)
 class _Outgoing:
     data: memoryview
     descriptors: list[int]
@@ -67,7 +75,7 @@ class Connection:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._serial = 0
-        self._replies: dict[int, asyncio.Future[Incoming]] = {}
+        self._waiting: dict[int, _Waiting] = {}
         self._queue: deque[_Outgoing] = deque()
         self._writing = False
         self._drained = asyncio.Event()
@@ -112,25 +120,25 @@ class Connection:
             message = await self._read_message()
             if message is None:
                 continue
-            waiting = self._replies.pop(message.reply_serial, None) if message.reply_serial else None
-            if waiting is None:
+            waiting = self._waiting.get(message.reply_serial)
+            if waiting is None or not _answers(message, waiting.destination):
                 return message
             message.close()  # none of the calls made here is answered by a descriptor
-            if not waiting.done():
-                waiting.set_result(message)
+            if not waiting.reply.done():
+                waiting.reply.set_result(message)
 
     async def call(self, destination: str, path: str, interface: str, member: str, signature: str = "", body: Sequence[Any] = (), *,
                    timeout: float | None = 25.0) -> list[Any]:  # fmt: skip
         """Call a method and return the answer's arguments. Raise `BusError`, `Disconnected` or TimeoutError. `receive` must be running."""
         message = Message(destination=destination, path=path, interface=interface, member=member, signature=signature, body=list(body))
-        future: asyncio.Future[Incoming] = self._loop.create_future()
+        waiting = _Waiting(destination, self._loop.create_future())
         serial = self.send(message)
-        self._replies[serial] = future
+        self._waiting[serial] = waiting
         try:
             async with asyncio.timeout(timeout):
-                reply = await future
+                reply = await waiting.reply
         finally:
-            self._replies.pop(serial, None)
+            self._waiting.pop(serial, None)
         return _arguments(reply)
 
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> int:
@@ -175,11 +183,11 @@ class Connection:
             _close_all(item.descriptors)
         self._queue.clear()
         self._drained.set()
-        for future in self._replies.values():
-            if not future.done():
-                future.set_exception(Disconnected("the connection to the bus is closed"))
-                future.exception()  # a caller cancelled meanwhile does not look at it
-        self._replies.clear()
+        for waiting in self._waiting.values():
+            if not waiting.reply.done():
+                waiting.reply.set_exception(Disconnected("the connection to the bus is closed"))
+                waiting.reply.exception()  # a caller cancelled meanwhile does not look at it
+        self._waiting.clear()
 
     # Reading. A message is read in two parts and never beyond its end, so the descriptors that come with these bytes are its own.
 
@@ -317,14 +325,27 @@ class Connection:
             if reply is None:
                 continue
             reply.close()
-            if reply.reply_serial == serial:
+            if reply.reply_serial == serial and _answers(reply, DAEMON):
                 self.unique_name = _arguments(reply)[0]
                 return
 
 
+def _answers(message: Incoming, destination: str) -> bool:
+    """May this be the answer to a call of ours to that destination, whose serial it carries?
+
+    Anybody may send us a call or a signal with such a serial, and not every bus holds it back. A return is delivered only from whom we
+    called: that is the bus itself, a unique name, or whoever owns a well-known one. In their place the bus may send an error.
+    """
+    if not message.is_reply:
+        return False
+    if message.sender == DAEMON:
+        return destination == DAEMON or message.is_error
+    return destination == message.sender or (destination != DAEMON and not destination.startswith(":"))
+
+
 def _arguments(reply: Incoming) -> list[Any]:
     body = reply.body() if reply.signature else []
-    if reply.kind == MessageType.ERROR.value:
+    if reply.is_error:
         raise BusError(reply.error_name, str(body[0]) if body and isinstance(body[0], str) else "")
     return body
 

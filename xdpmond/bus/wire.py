@@ -45,6 +45,14 @@ class Incoming:
         return self.kind == MessageType.METHOD_CALL.value
 
     @property
+    def is_error(self) -> bool:
+        return self.kind == MessageType.ERROR.value
+
+    @property
+    def is_reply(self) -> bool:
+        return self.is_error or self.kind == MessageType.METHOD_RETURN.value
+
+    @property
     def is_signal(self) -> bool:
         return self.kind == MessageType.SIGNAL.value
 

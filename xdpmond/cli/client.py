@@ -30,6 +30,7 @@ INTERFACE = "org.xdpmond1.Manager"
 ERROR_PREFIX = "org.xdpmond1.Error."
 
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
+_BUS = "org.freedesktop.DBus"
 TIMEOUT_SECONDS = 60.0
 """How long one answer may take: a policy of a million prefixes needs seconds, nothing needs a minute."""
 PERSON_SECONDS = 300.0
@@ -161,7 +162,7 @@ class _Connection:
         self._socket = _connect(address)
         try:
             self._authenticate()
-            self.call("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello")
+            self.call(_BUS, "/org/freedesktop/DBus", _BUS, "Hello")
         except (OSError, EOFError) as error:
             raise NotRunningError(f"the bus at {address} does not talk to us: {error}") from None
 
@@ -190,7 +191,7 @@ class _Connection:
         )  # fmt: skip
         try:
             self._send(message._marshall(negotiate_unix_fd=True), descriptors)
-            reply = self._receive(self._serial)
+            reply = self._receive(self._serial, name)
         except TimeoutError:
             raise XdpmondError(
                 f"the daemon did not answer within {self._socket.gettimeout():.0f} s", hint="systemctl status xdpmond"
@@ -207,8 +208,8 @@ class _Connection:
         sent = socket.send_fds(self._socket, [view], list(descriptors)) if descriptors else 0
         self._socket.sendall(view[sent:])
 
-    def _receive(self, serial: int) -> Message:
-        """The answer to the call of this serial; signals that come meanwhile are passed over."""
+    def _receive(self, serial: int, name: str) -> Message:
+        """The answer to the call of this serial to this name; what else comes meanwhile is passed over."""
         from dbus_next._private.unmarshaller import Unmarshaller
 
         while True:
@@ -216,7 +217,7 @@ class _Connection:
             # It returns None when a read fell short, and goes on from there at the next call.
             while (message := reader.unmarshall()) is None:
                 pass
-            if message.reply_serial == serial:
+            if message.reply_serial == serial and _answers(message, name):
                 return message
             _close(message.unix_fds)
 
@@ -270,6 +271,17 @@ def _load_dbus_next() -> None:
         import dbus_next.auth  # noqa: F401
     finally:
         del sys.modules["dbus_next"]
+
+
+def _answers(message: Message, name: str) -> bool:
+    """Is it an answer, and from the bus, if it was the bus that we called? Anybody may send a call or a signal that carries our serial,
+    and not every bus holds it back. Of a service we do not know the unique name; a return comes only from whom we called."""
+    from dbus_next.constants import MessageType
+
+    if message.message_type not in (MessageType.METHOD_RETURN, MessageType.ERROR):
+        return False
+    by_bus = message.sender == _BUS
+    return by_bus if name == _BUS else not by_bus or message.message_type is MessageType.ERROR
 
 
 def _variants(options: Mapping[str, object]) -> dict[str, object]:
