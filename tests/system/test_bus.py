@@ -24,7 +24,7 @@ from dbus_next.aio import MessageBus
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from busfixture import MANAGER, NAME, NOBODY, PATH, ROOT, FakeDaemon, PrivateBus, end, private_bus, wait_for
+from busfixture import MANAGER, NAME, NOBODY, PATH, ROOT, FakeDaemon, PrivateBus, end, private_bus, read_line, wait_for
 
 ERROR = "org.xdpmond1.Error."
 
@@ -441,6 +441,7 @@ def test_a_slow_call_delays_nobody(bus: PrivateBus, daemon: FakeDaemon) -> None:
 
 def test_one_caller_cannot_have_everything_under_way(bus: PrivateBus, daemon: FakeDaemon) -> None:
     async def test(client: Client) -> None:
+        await client.json("Describe")  # the bus has said whose connection it is
         waiting = [asyncio.create_task(client.ask("Explain", "s", ["wait"])) for _ in range(100)]
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         assert {task.result().error_name for task in done} == {"org.freedesktop.DBus.Error.LimitsExceeded"}
@@ -450,6 +451,34 @@ def test_one_caller_cannot_have_everything_under_way(bus: PrivateBus, daemon: Fa
         assert sum(reply.message_type is MessageType.METHOD_RETURN for reply in replies) == 64
 
     with_client(bus, test)
+
+
+def test_one_user_cannot_have_everything_under_way(bus: PrivateBus, daemon: FakeDaemon) -> None:
+    program = (
+        "import asyncio, sys\n"
+        "from dbus_next import Message, MessageType\n"
+        "from dbus_next.aio import MessageBus\n"
+        "def call(member, *body):\n"
+        "    return Message(destination='org.xdpmond1', path='/org/xdpmond1', interface='org.xdpmond1.Manager', member=member,\n"
+        "                   signature='s' * len(body), body=list(body))\n"
+        "async def main():\n"
+        "    buses = [await MessageBus(bus_address=sys.argv[1]).connect() for _ in range(8)]\n"
+        "    for bus in buses:\n"
+        "        await bus.call(call('Describe'))\n"
+        "    waiting = [asyncio.ensure_future(bus.call(call('Explain', 'wait'))) for bus in buses for _ in range(64)]\n"
+        "    while sum(task.done() for task in waiting) < 512 - 128:\n"
+        "        await asyncio.wait([task for task in waiting if not task.done()], return_when=asyncio.FIRST_COMPLETED)\n"
+        "    print('held', flush=True)\n"
+        "    replies = await asyncio.gather(*waiting)\n"
+        "    print(sum(reply.message_type is MessageType.METHOD_RETURN for reply in replies), flush=True)\n"
+        "asyncio.run(main())\n"
+    )
+    user = bus.spawn([sys.executable, "-c", program, bus.address], uid=NOBODY, log="user.log")
+    assert read_line(user) == "held", bus.log("user.log")
+    denied = bus.call("Deny", "asa{sv}", "1", "203.0.113.9", "0")
+    assert denied.returncode == 0, denied.stderr
+    assert bus.call("Confirm").returncode == 0
+    assert read_line(user) == "128"
 
 
 def test_signals_wait_for_a_bus_that_does_not_read(bus: PrivateBus, daemon: FakeDaemon) -> None:

@@ -32,9 +32,13 @@ class Callers:
         self._left: set[str] = set()
         self._waiting: dict[str, set[asyncio.Task[None]]] = {}
 
+    def known(self, name: str) -> Caller | None:
+        """The caller of this unique name, if the bus has said it already."""
+        return self._known.get(name)
+
     async def identify(self, name: str) -> Caller:
         """The caller of this unique name. Raise `Gone` if it is not there any more."""
-        known = self._known.get(name)
+        known = self.known(name)
         if known is not None:
             return known
         asking = self._asking.get(name)

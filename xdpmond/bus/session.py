@@ -1,7 +1,7 @@
 """One connection's life on the bus: the calls that came over it, from the header to the answer, and the signals that go out.
 
-Every call is a task. The receiving loop only parses headers and starts tasks, so a slow call delays no other. What one caller may have
-under way is bounded, and so is what all may.
+Every call is a task. The receiving loop only parses headers and starts tasks, so a slow call delays no other. What one connection may have
+under way is bounded, so is what one user may, and what all may but root: nobody takes root's place by taking all of them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Coroutine, Mapping
-from typing import Any, Protocol
+from collections.abc import Coroutine, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 from dbus_next import Message, MessageFlag, Variant
 
@@ -27,8 +27,15 @@ from .polkit import READ, Authority
 from .wire import MAX_BODY, Incoming
 
 CALLS_PER_CALLER = 64
+"""Of one connection."""
+UNKNOWN_CALLS = 16
+"""Of one connection, while the bus is asked whose it is. What all may have is bounded by how many connections the bus lets a user have:
+until we know who they are, a bound of ours would be one for root as well."""
+CALLS_PER_USER = 128
 CALLS = 512
+"""Of all users but root."""
 
+_Key = TypeVar("_Key")
 _STANDARD_ERROR = "org.freedesktop.DBus.Error."
 _STANDARD_INTERFACES = ("org.freedesktop.DBus.Peer", "org.freedesktop.DBus.Introspectable", "org.freedesktop.DBus.Properties")
 
@@ -56,6 +63,11 @@ class Refusal(Exception):
         self.name = _STANDARD_ERROR + name
 
 
+class TooMany(Refusal):
+    def __init__(self) -> None:
+        super().__init__("LimitsExceeded", "too many calls at once; wait for the answers")
+
+
 class Session:
     """One connection's life: its callers, and the calls that came over it."""
 
@@ -65,6 +77,8 @@ class Session:
         self._callers = Callers(connection)
         self._authority = Authority(connection)
         self._running: Counter[str] = Counter()
+        self._unknown: Counter[str] = Counter()
+        self._of_users: Counter[int] = Counter()
         self._checking = False
         self.announced: dict[str, Variant] = {}
 
@@ -83,12 +97,12 @@ class Session:
             message.close()
 
     def _accept(self, message: Incoming) -> None:
-        sender = message.sender
-        if self._running[sender] >= CALLS_PER_CALLER or self._running.total() >= CALLS:
-            self._fail(message, _STANDARD_ERROR + "LimitsExceeded", "too many calls at once; wait for the answers")
+        if self._running[message.sender] >= CALLS_PER_CALLER:
+            refusal = TooMany()
+            self._fail(message, refusal.name, str(refusal))
             message.close()
             return
-        self._running[sender] += 1
+        self._running[message.sender] += 1
         self._host.start(self._handle(message))
 
     async def _handle(self, message: Incoming) -> None:
@@ -106,9 +120,7 @@ class Session:
             self._fail(message, ERROR_NAMES["failed"], f"{clean(message.member)} failed inside xdpmond\nthe daemon's journal says why")
         finally:
             message.close()
-            self._running[message.sender] -= 1
-            if self._running[message.sender] <= 0:
-                del self._running[message.sender]
+            _count_down(self._running, message.sender)
 
     async def _answer(self, message: Incoming) -> None:
         if message.path == PATH and message.interface in (INTERFACE, "") and message.member in METHODS:
@@ -121,12 +133,35 @@ class Session:
             raise Refusal("InvalidArgs", f"{method.name} takes '{method.signature}', not '{message.signature}'")
         if message.too_long:
             raise UsageError(f"the call is longer than {MAX_BODY} bytes", hint="give many prefixes as a file")
+        caller = await self._identify(message.sender)
+        with self._admitted(caller):
+            self._return(message, method, caller, await self._do(method, message, caller))
+
+    async def _identify(self, name: str) -> Caller:
+        known = self._callers.known(name)
+        if known is not None:
+            return known
+        if self._unknown[name] >= UNKNOWN_CALLS:
+            raise TooMany
+        with _counted(self._unknown, name):
+            return await self._callers.identify(name)
+
+    @contextlib.contextmanager
+    def _admitted(self, caller: Caller) -> Iterator[None]:
+        if caller.uid == 0:
+            yield
+            return
+        if self._of_users[caller.uid] >= CALLS_PER_USER or self._of_users.total() >= CALLS:
+            raise TooMany
+        with _counted(self._of_users, caller.uid):
+            yield
+
+    async def _do(self, method: Method, message: Incoming, caller: Caller) -> Result:
         try:
             arguments = message.body() if method.takes else []
         except ValueError as error:
             raise Refusal("InvalidArgs", str(error)) from None
         options = interface.read_options(method, arguments[-1]) if method.takes and method.takes[-1].signature == "a{sv}" else {}
-        caller = await self._callers.identify(message.sender)
         try:
             await self._callers.while_there(caller, self._authority.require(caller, method.action, interactive=message.may_interact))
         except NotAuthorizedError as error:
@@ -140,11 +175,10 @@ class Session:
             except ValueError as error:
                 raise UsageError(str(error)) from None
         try:
-            result = await method.run(self._host.manager, Call(caller, arguments, options, descriptor))
+            return await method.run(self._host.manager, Call(caller, arguments, options, descriptor))
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
-        self._return(message, method, caller, result)
 
     def _return(self, message: Incoming, method: Method, caller: Caller, result: Result) -> None:
         if isinstance(result, str):
@@ -237,6 +271,21 @@ class Session:
 
     def _emit(self, name: str, member: str, signature: str, body: list[Any]) -> None:
         self._connection.emit(Message.new_signal(PATH, name, member, signature, body))
+
+
+@contextlib.contextmanager
+def _counted(counter: Counter[_Key], key: _Key) -> Iterator[None]:
+    counter[key] += 1
+    try:
+        yield
+    finally:
+        _count_down(counter, key)
+
+
+def _count_down(counter: Counter[_Key], key: _Key) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
 
 
 def machine_id() -> str:
