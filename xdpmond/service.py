@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -118,6 +118,7 @@ class Service:
         self._changing = asyncio.Lock()
         self.reading = asyncio.Lock()
         """Held while talkers are read and worked on. A million of them take 64 MB: one array at a time, however many ask."""
+        self._asked = asyncio.Lock()
         self._subscribers: list[Notify] = []
         self._unconfirmed: _Unconfirmed | None = None
         self._expiry_changed = asyncio.Event()
@@ -590,6 +591,12 @@ class Service:
 
     # Questions
 
+    @contextlib.asynccontextmanager
+    async def _turn_to_read(self) -> AsyncIterator[None]:
+        """Hold `reading` for somebody who asks. They wait for each other before: a window that ends waits for one of them at most."""
+        async with self._asked, self.reading:
+            yield
+
     def _view(self) -> View:
         """All of ours that the answers are made from. Taken in the turn of the loop in which the numbers of the kernel's side arrive: the
         next one may have another window."""
@@ -609,7 +616,7 @@ class Service:
             before, running, sketches = kernel.tallies(), kernel.read_running(), kernel.read_running_sketches()
             return Reading(before, running, Totals(kernel.totals(), self._ports.clock()), kernel.tallies(), kernel.facts(), sketches)
 
-        async with self.reading:
+        async with self._turn_to_read():
             self._status = None
             reading = await self._ports.in_kernel_thread(read)
             view, states, losses, waiting = self._view(), self._ports.interface_states(), self._ports.losses(), self._pending_confirmation()
@@ -655,7 +662,7 @@ class Service:
 
     async def entries(self) -> Iterable[str]:
         """Every entry as JSON, by family, prefix, and strength of origin. Made as it is read, which a thread may do."""
-        async with self.reading:
+        async with self._turn_to_read():
             *_, counts = await self._ports.in_kernel_thread(self._read_rules)
         loop, policy = asyncio.get_running_loop(), self._policy
 
@@ -680,7 +687,7 @@ class Service:
     async def explain(self, address: str) -> Json:
         """Which entry decides on an address, what would be done with its packets, and what came from it lately."""
         family, packed = parse_address(address)
-        async with self.reading:
+        async with self._turn_to_read():
             running, losses, counts = await self._ports.in_kernel_thread(self._read_rules)
             return await asyncio.to_thread(answers.explain, self._view(), family, packed, counts, running, self.progress.exact(losses))
 
@@ -690,7 +697,7 @@ class Service:
         """The strongest talkers of the last full window and the running one; `interval`: of the last full window alone. With lengths of
         prefixes, the strongest networks. Made as it is read, which a thread may do."""
         wanted = answers.Wanted.parse(by, limit, port, protocol, local=local, prefix_length=prefix_length, prefix_length6=prefix_length6)
-        async with self.reading:
+        async with self._turn_to_read():
             running, losses = (None, None) if interval else await self._ports.in_kernel_thread(self._read_running)
             exact = self.progress.exact(self.progress.lost if losses is None else losses)
             return await asyncio.to_thread(answers.top, self._view(), running, wanted, exact)
@@ -704,7 +711,7 @@ class Service:
         def read() -> tuple[np.ndarray, Sketches, int]:
             return self._ports.kernel.read_running(), self._ports.kernel.read_running_sketches(), lost(self._ports.kernel.tallies())
 
-        async with self.reading:
+        async with self._turn_to_read():
             running, sketches, losses = (None, None, 0) if interval else await self._ports.in_kernel_thread(read)
             return await asyncio.to_thread(answers.ports, self._view(), running, wanted, sketches, self.progress.running_exact(losses))
 
@@ -719,7 +726,7 @@ class Service:
         def read() -> tuple[np.ndarray, int]:
             return kernel.read_running_flows(), lost(kernel.tallies())
 
-        async with self.reading:
+        async with self._turn_to_read():
             running, losses = await self._ports.in_kernel_thread(read)
             now, progress, inactive = self._ports.clock(), self.progress, self._config.flows.inactive_timeout
             started = progress.last.ended if progress.last else progress.began.at

@@ -355,6 +355,29 @@ def test_a_status_that_fails_fails_for_all_and_the_next_one_does_not():
     assert all(isinstance(one, TypeError) for one in failed) and later["top"]
 
 
+def test_a_window_that_ends_waits_for_one_question_at_most():
+    made = world()
+
+    async def ask():
+        service = made.service
+
+        async def end_window():
+            async with service.reading:
+                return sum(task.done() for task in asking)
+
+        async with service.reading:
+            questions = (service.top, service.ports, service.entries, service.status, lambda: service.explain("192.0.2.1"))
+            asking = [asyncio.ensure_future(question()) for question in questions for _ in range(2)]
+            await asyncio.sleep(0)
+            ending = asyncio.ensure_future(end_window())
+            await asyncio.sleep(0)
+        answered = await ending
+        await asyncio.gather(*asking)
+        return answered
+
+    assert run(ask) <= 1
+
+
 # Names: at the start and at a reload
 
 

@@ -1,7 +1,7 @@
 """The D-Bus room: the object that `xdpmonctl` and other programs talk to.
 
 `connection` moves messages (`wire`) and descriptors over one socket, `callers` knows who sent them, `interface` says what the object
-offers, `polkit` who may ask for it, `payload` makes the descriptors that bulk data travels in, `errormap` names the errors, `session`
-takes the calls of one connection, and `server` keeps connection and name.
+offers, `polkit` who may ask for it, `payload` makes the descriptors that bulk data travels in, `turns` says who is next where that takes
+time, `errormap` names the errors, `session` takes the calls of one connection, and `server` keeps connection and name.
 dbus_next marshals the messages; these are the only files of the daemon that import it.
 """

@@ -21,6 +21,7 @@ from ..errors import UsageError
 from ..model import Caller, Mode, Verdict
 from .payload import EventFeed, Follower, dumps, sealed_lines
 from .polkit import MANAGE_POLICY, READ, RELOAD, SET_MODE
+from .turns import Turns
 
 NAME = "org.xdpmond1"
 PATH = "/org/xdpmond1"
@@ -186,6 +187,7 @@ class Manager:
 
     def __init__(self, service: Service):
         self.service = service
+        self._turns = Turns()
 
     async def describe(self, _: Call) -> Result:
         return dumps(await self.service.status())
@@ -207,11 +209,12 @@ class Manager:
         return dumps(await self.service.remove(call.arguments[0], caller=call.caller, force=options.get("force", False),
                                                extra_peers=options.get("peers", ())))  # fmt: skip
 
-    async def list(self, _: Call) -> Result:
-        return await sealed_lines("xdpmond-list", await self.service.entries())
+    async def list(self, call: Call) -> Result:
+        return await self._lines(call, "list", self.service.entries)
 
     async def explain(self, call: Call) -> Result:
-        return dumps(await self.service.explain(call.arguments[0]))
+        async with self._turns.of(call.caller):
+            return dumps(await self.service.explain(call.arguments[0]))
 
     async def set_mode(self, call: Call) -> Result:
         mode = call.arguments[0]
@@ -226,25 +229,29 @@ class Manager:
         return dumps(await self.service.confirm(caller=call.caller))
 
     async def top(self, call: Call) -> Result:
-        return await sealed_lines("xdpmond-top", await self.service.top(**call.options))
+        return await self._lines(call, "top", lambda: self.service.top(**call.options))
 
     async def ports(self, call: Call) -> Result:
-        return await sealed_lines("xdpmond-ports", await self.service.ports(**call.options))
+        return await self._lines(call, "ports", lambda: self.service.ports(**call.options))
 
     async def flows(self, call: Call) -> Result:
-        return await sealed_lines("xdpmond-flows", await self.service.flows(**call.options))
+        return await self._lines(call, "flows", lambda: self.service.flows(**call.options))
 
     async def windows(self, call: Call) -> Result:
-        return await sealed_lines("xdpmond-windows", await self.service.windows(**call.options))
+        return await self._lines(call, "windows", lambda: self.service.windows(**call.options))
 
     async def reload(self, call: Call) -> Result:
         return dumps(await self.service.reload(caller=call.caller, force=call.options.get("force", False)))
 
     async def events(self, call: Call) -> Result:
-        return await sealed_lines("xdpmond-events", await self.service.recent_events(call.options.get("limit", 100)))
+        return await self._lines(call, "events", lambda: self.service.recent_events(call.options.get("limit", 100)))
 
     async def follow_events(self, _: Call) -> Result:
         return Follower(self.service.follow_events())
+
+    async def _lines(self, call: Call, name: str, ask: Callable[[], Awaitable[Iterable[Json | str]]]) -> int:
+        async with self._turns.of(call.caller):
+            return await sealed_lines(f"xdpmond-{name}", await ask())
 
 
 def _change_options(call: Call) -> dict[str, Any]:

@@ -12,11 +12,16 @@ import fcntl
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 _BATCH = 512 * 1024
 """Bytes gathered before each write to a memfd."""
+
+
+_WRITERS = ThreadPoolExecutor(2, "lines")
+"""Threads of their own: what waits here must not stand before changes and what keeps them, which are work for asyncio's."""
 
 
 class EventFeed(Protocol):
@@ -36,12 +41,13 @@ dumps: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), allow_nan=
 
 async def sealed_lines(name: str, rows: Iterable[Mapping[str, Any] | str]) -> int:
     """A memfd with one JSON object a line, sealed, positioned at its start. The caller closes it. A row may be JSON already."""
-    task = asyncio.ensure_future(asyncio.to_thread(_write_lines, name, rows))
+    writing = _WRITERS.submit(_write_lines, name, rows)
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(asyncio.wrap_future(writing))
     except asyncio.CancelledError:
-        # The thread goes on; the descriptor that it makes has no other owner.
-        task.add_done_callback(lambda done: None if done.cancelled() or done.exception() else os.close(done.result()))
+        # Once begun, the thread goes on; the descriptor that it makes has no other owner.
+        if not writing.cancel():
+            writing.add_done_callback(lambda done: None if done.exception() else os.close(done.result()))
         raise
 
 
