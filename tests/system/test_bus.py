@@ -375,6 +375,32 @@ def test_followers_of_one_user_are_bounded(bus: PrivateBus, daemon: FakeDaemon) 
     wait_for(lambda: daemon.descriptors() == before, "the followers to end with their reader")
 
 
+def test_what_one_user_keeps_of_lists_is_bounded(bus: PrivateBus, daemon: FakeDaemon) -> None:
+    program = (
+        "import asyncio, sys\n"
+        "from dbus_next import Message\n"
+        "from dbus_next.aio import MessageBus\n"
+        "async def main():\n"
+        "    bus = await MessageBus(bus_address=sys.argv[1], negotiate_unix_fd=True).connect()\n"
+        "    kept = []\n"
+        "    while True:\n"
+        "        reply = await bus.call(Message(destination='org.xdpmond1', path='/org/xdpmond1', interface='org.xdpmond1.Manager',\n"
+        "                                       member='List', signature='a{sv}', body=[{}]))\n"
+        "        if reply.error_name:\n"
+        "            break\n"
+        "        kept += reply.unix_fds\n"
+        "    print(len(kept), reply.error_name, flush=True)\n"
+        "    sys.stdin.read()\n"
+        "asyncio.run(main())\n"
+    )
+    user = bus.spawn([sys.executable, "-c", program, bus.address], uid=NOBODY, log="user.log")
+    assert read_line(user) == f"256 {ERROR}Failed", bus.log("user.log")
+    assert bus.call("List", "a{sv}", "0", uid=NOBODY).returncode != 0
+    assert bus.call("List", "a{sv}", "0").returncode == 0
+    end(user)
+    wait_for(lambda: bus.call("List", "a{sv}", "0", uid=NOBODY).returncode == 0, "what it kept to be free again")
+
+
 # What must not hurt it.
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import mmap
 import os
+import socket
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 from servicefakes import ROOT, World, run
 
+from xdpmond.bus import held
 from xdpmond.bus.interface import METHODS, Call, Manager
 from xdpmond.bus.payload import sealed_lines
 from xdpmond.bus.turns import USERS_AT_ONCE
+from xdpmond.errors import XdpmondError
 from xdpmond.model import Caller
 
 
@@ -74,15 +80,19 @@ class Asked:
     def __init__(self) -> None:
         self.running: Counter[int] = Counter()
         self.most: Counter[int] = Counter()
+        self.asked: Counter[int] = Counter()
         self.go_on = asyncio.Event()
 
     async def _answer(self, uid: int) -> list[Any]:
+        self.asked[uid] += 1
         self.running[uid] += 1
         self.most[uid] = max(self.most[uid], self.running[uid])
         self.most[-1] = max(self.most[-1], self.running.total())
         await self.go_on.wait()
         self.running[uid] -= 1
-        return []
+        return ["a", "b"]
+
+    entry_count = 0
 
     async def top(self, *, limit: int) -> Iterable[Any]:
         return await self._answer(limit)
@@ -104,12 +114,142 @@ def test_users_take_turns_and_root_does_not_wait_for_them(method: str) -> None:
         manager = Manager(service)  # type: ignore[arg-type]
         asking = [asyncio.ensure_future(ask(manager, user(uid))) for uid in (1, 2, 3, 4) for _ in range(20)]
         asking += [asyncio.ensure_future(ask(manager, ROOT)) for _ in range(3)]
-        while service.running[0] < 3:
+        while service.running.total() < USERS_AT_ONCE + 3:
             await asyncio.sleep(0)
-        assert service.running.total() == USERS_AT_ONCE + 3
         service.go_on.set()
         await asyncio.gather(*asking)
-        assert service.most[-1] <= USERS_AT_ONCE + 3
+        assert service.most[-1] == USERS_AT_ONCE + 3
         assert {uid: most for uid, most in service.most.items() if uid >= 0} == {0: 3, 1: 1, 2: 1, 3: 1, 4: 1}
+
+    run(work)
+
+
+def start(manager: Manager, caller: Caller) -> asyncio.Future[Any]:
+    return asyncio.ensure_future(METHODS["Top"].run(manager, Call(caller, [{}], {"limit": 1})))  # type: ignore[arg-type]
+
+
+def test_who_asks_the_same_before_it_is_begun_shares_it() -> None:
+    async def work() -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        service = Asked()
+        manager = Manager(service)  # type: ignore[arg-type]
+
+        first = start(manager, user(1))
+        while not service.running[1]:
+            await asyncio.sleep(0)
+        later = [start(manager, user(1)) for _ in range(20)]
+        other, roots = start(manager, user(2)), [start(manager, ROOT) for _ in range(2)]
+        await asyncio.sleep(0)
+        later.pop().cancel()
+        service.go_on.set()
+        shared = await asyncio.gather(*later)
+        alone = await asyncio.gather(first, other, *roots)
+        assert service.asked[1] == 5
+        assert len({os.fstat(descriptor).st_ino for descriptor in shared}) == 1
+        assert len({os.fstat(descriptor).st_ino for descriptor in [*alone, shared[0]]}) == 5
+        for descriptor in [*shared, *alone]:
+            assert os.read(descriptor, 100) == b"a\nb\n"  # nobody has moved another one's position
+            with pytest.raises(OSError):
+                os.write(descriptor, b"x")
+            os.close(descriptor)
+        del manager
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    run(work)
+
+
+def test_a_question_that_is_given_up_is_asked_anew_by_the_next() -> None:
+    async def work() -> None:
+        service = Asked()
+        manager = Manager(service)  # type: ignore[arg-type]
+
+        first = start(manager, user(1))
+        while not service.running[1]:
+            await asyncio.sleep(0)
+        given_up = start(manager, user(1))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.wait({given_up})
+        last = start(manager, user(1))
+        service.go_on.set()
+        for descriptor in (await first, await last):
+            os.close(descriptor)
+
+    run(work)
+
+
+class Lines:
+    """A service whose every answer is one line of so many bytes."""
+
+    def __init__(self, size: int, entries: int = 0):
+        self._line = "x" * (size - 1)
+        self.entry_count = entries
+
+    async def entries(self) -> list[str]:
+        return [self._line]
+
+
+async def keep(manager: Manager, caller: Caller, number: int) -> list[int]:
+    """So many lists of this caller's, or as many as he gets."""
+    kept: list[int] = []
+    with contextlib.suppress(XdpmondError):
+        for _ in range(number):
+            descriptor = await METHODS["List"].run(manager, Call(caller, [{}]))
+            assert isinstance(descriptor, int)
+            kept.append(descriptor)
+    return kept
+
+
+@pytest.mark.parametrize(("size", "entries", "most", "second"), [
+    (1, 0, held.NUMBER, held.NUMBER), (10 << 20, 0, 4, 3), (40 << 20, 0, 1, 1), (10 << 20, 40_000, 5, 4),
+])  # fmt: skip
+def test_what_users_keep_is_bounded(size: int, entries: int, most: int, second: int) -> None:
+    """`second` is what is left by one who keeps the most for the next; a third one gets nothing, and root what he wants."""
+
+    async def work() -> None:
+        manager = Manager(Lines(size, entries))  # type: ignore[arg-type]
+        kept = {uid: await keep(manager, user(uid), most + 1) for uid in (1, 2, 3)}
+        assert [len(of) for of in kept.values()] == [most, second, 0]
+        kept[0] = await keep(manager, ROOT, 2)
+        assert len(kept[0]) == 2
+        for descriptor in kept[1]:
+            os.close(descriptor)
+        kept[1] = await keep(manager, user(1), most + 1)
+        assert len(kept[1]) == most
+        for descriptor in [*kept[0], *kept[1], *kept[2]]:
+            os.close(descriptor)
+
+    run(work)
+
+
+def duplicated(descriptor: int) -> Callable[[], object]:
+    return partial(os.close, os.dup(descriptor))
+
+
+def opened(flags: int) -> Callable[[int], Callable[[], object]]:
+    return lambda descriptor: partial(os.close, os.open(f"/proc/self/fd/{descriptor}", flags))
+
+
+def mapped(descriptor: int) -> Callable[[], object]:
+    return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ).close
+
+
+def on_its_way(descriptor: int) -> Callable[[], object]:
+    ends = socket.socketpair()
+    socket.send_fds(ends[0], [b"x"], [descriptor])
+    return lambda: [end.close() for end in ends]
+
+
+@pytest.mark.parametrize("way", [duplicated, opened(os.O_RDWR), opened(os.O_PATH), mapped, on_its_way])
+def test_it_is_kept_until_the_last_way_to_it_is_gone(way: Callable[[int], Callable[[], object]]) -> None:
+    async def work() -> None:
+        manager = Manager(Lines(33 << 20))  # type: ignore[arg-type]
+        (descriptor,) = await keep(manager, user(1), 1)
+        let_go = way(descriptor)
+        os.close(descriptor)
+        assert await keep(manager, user(1), 1) == []
+        let_go()
+        (descriptor,) = await keep(manager, user(1), 1)
+        os.close(descriptor)
 
     run(work)

@@ -19,7 +19,8 @@ from dbus_next import Variant
 
 from ..errors import UsageError
 from ..model import Caller, Mode, Verdict
-from .payload import EventFeed, Follower, dumps, sealed_lines
+from .lists import Lists
+from .payload import EventFeed, Follower, dumps
 from .polkit import MANAGE_POLICY, READ, RELOAD, SET_MODE
 from .turns import Turns
 
@@ -188,6 +189,7 @@ class Manager:
     def __init__(self, service: Service):
         self.service = service
         self._turns = Turns()
+        self._lists = Lists(self._turns, lambda: service.entry_count)
 
     async def describe(self, _: Call) -> Result:
         return dumps(await self.service.status())
@@ -250,8 +252,7 @@ class Manager:
         return Follower(self.service.follow_events())
 
     async def _lines(self, call: Call, name: str, ask: Callable[[], Awaitable[Iterable[Json | str]]]) -> int:
-        async with self._turns.of(call.caller):
-            return await sealed_lines(f"xdpmond-{name}", await ask())
+        return await self._lists.get(call.caller, f"xdpmond-{name}", call.options, ask)
 
 
 def _change_options(call: Call) -> dict[str, Any]:
