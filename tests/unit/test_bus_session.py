@@ -51,6 +51,20 @@ class Bus:
         return self.answered[serial]
 
 
+def test_a_call_with_a_header_of_megabytes_is_passed_over(tmp_path: Path) -> None:
+    async def run() -> None:
+        bus = Bus([(":1.7", "Describe"), (":1.7", "x" * (4 << 20)), (":1.7", "Describe")], {":1.7": 0})
+        with hand_bus(tmp_path / "bus", bus.answers) as address:
+            serving = asyncio.create_task(BusServer(World().service, address, lambda priority, text: None).run())
+            async with asyncio.timeout(60):
+                assert await bus.answer(1) is RETURN and await bus.answer(3) is RETURN
+            serving.cancel()
+            await asyncio.wait({serving})
+        assert 2 not in bus.answered
+
+    asyncio.run(run())
+
+
 def test_strangers_do_not_take_the_place_of_root(tmp_path: Path) -> None:
     strangers = [f":1.{number}" for number in range(1000, 1000 + CALLS // UNKNOWN_CALLS + 1)]
     calls = [(name, "Describe") for name in strangers for _ in range(UNKNOWN_CALLS + 1)]

@@ -2,8 +2,9 @@
 
 dbus_next marshals and unmarshals; the socket is driven here, because a daemon that anybody on the host may call has to stand what its
 own connection class (0.2.3) does not: a socket buffer that fills up while a burst of signals is sent, a message type or header field
-that it does not know, a bus that closes during authentication, a body of 32 MB, and descriptors attached to a message that nobody
-takes. Here only the header is parsed at once, and a body longer than MAX_BODY is not even kept: unmarshalling holds the loop.
+that it does not know, a bus that closes during authentication, a header or a body of 32 MB, and descriptors attached to a message that
+nobody takes. Here only the header is parsed at once, and a body longer than MAX_BODY is not even kept: unmarshalling holds the loop. A
+message with a header longer than MAX_HEADER is not kept at all, or the calls that are under way could be of any size.
 
 Descriptors have one owner at any time. Those received belong to the `Incoming` until `take_descriptor`, and `close()` ends the rest.
 Those given to `send` belong to the connection, which closes them once they are sent, or when the connection ends.
@@ -25,7 +26,7 @@ from urllib.parse import unquote
 
 from dbus_next import Message
 
-from .wire import MAX_BODY, Incoming, Unreadable, read_fields
+from .wire import MAX_BODY, MAX_HEADER, Incoming, Unreadable, read_fields
 
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 DAEMON = "org.freedesktop.DBus"
@@ -202,6 +203,9 @@ class Connection:
             header_rest = fields_length + -fields_length % 8
             if header_rest + body_length > MAX_MESSAGE:
                 raise Disconnected("the bus sent a message that is longer than the specification allows")
+            if header_rest > MAX_HEADER:
+                await self._skip(header_rest + body_length, descriptors)
+                raise Unreadable
             header = fixed + await self._read_exactly(header_rest, descriptors)
             too_long = body_length > MAX_BODY
             body = b""
@@ -214,7 +218,7 @@ class Connection:
             message.descriptors, descriptors = descriptors, []
             return message
         except Unreadable:
-            return None  # the specification: a message of an unknown kind is ignored
+            return None  # the specification: a message of an unknown kind is ignored; so is one whose header is a flood
         except OSError as error:
             raise Disconnected(f"the connection to the bus broke: {error.strerror or error}") from error
         finally:

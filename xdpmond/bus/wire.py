@@ -18,6 +18,8 @@ from dbus_next.signature import SignatureTree
 
 MAX_BODY = 32 * 1024
 """Bytes. Unmarshalling the worst body of this length holds the loop for about 30 ms."""
+MAX_HEADER = 8 * 1024
+"""Bytes of header fields. A name has 255, and our path few; a longer header is read away, whoever waits for an answer."""
 MAX_SIGNATURES = 512
 """dbus_next keeps every signature that it ever met; past this many the callers' are forgotten again."""
 
