@@ -42,7 +42,7 @@ class PlainPolicy:
         return sorted(found, key=lambda item: (item[0].length, item[0].address))
 
     def most_inside(self, prefix: Prefix, shortest: int, longest: int) -> int:
-        return len(self.inside(prefix, shortest, longest))
+        return sum(shortest <= p.length <= longest and covers(prefix, p) for p in self._prefixes) if prefix.length else len(self._prefixes)
 
     def any_inside(self, prefix: Prefix, shortest: int, longest: int) -> bool:
         return bool(self.inside(prefix, shortest, longest))

@@ -124,7 +124,7 @@ class Exporters:
 
     def close(self) -> None:
         """Write what waits. Takes up to some seconds: call it in a thread."""
-        parts = [part for part in (self._server, self._file, self._influx) if part]
+        parts = [part for part in (self._server, self._file, self._influx, *self._ending) if part]
         for part in parts:
             part.finish()
         for part in parts:
