@@ -289,8 +289,9 @@ class Config:
         prefix wins over the same prefix here.""")
     deny_files: tuple[str, ...] = _setting((), FILES, "More denied sources, in the same way.")
     failsafe_ports: tuple[Port, ...] = _setting((Port("tcp", 22),), PORTS, """
-        Ports of this host that `default = "deny"` leaves open, so that nobody is locked out; a deny entry closes them too. No change
-        that would cut off a peer connected to one of them is taken unless it is forced.""")
+        Destination ports that `default = "deny"` leaves open, so that nobody is locked out; a deny entry closes them too. They are open for
+        what this host forwards as well; fragments behind the first are not let through, nor are ICMP errors. No change that would cut off
+        a peer connected to one of them is taken unless it is forced.""")
     force_default_deny: bool = _setting(False, SWITCH, """
         Permit enforce mode with `default = "deny"`. It also drops the answers to this host's own connections (DNS, package
         downloads, NTP) from sources that are not allowed.""")
