@@ -197,22 +197,17 @@ class Policy:
     def most_inside(self, prefix: Prefix, shortest: int, longest: int) -> int:
         """How many such there are, or more."""
         first, last = bounds(prefix)
-        return sum(
-            segment.most_between(first, last)
-            for length, segments in self._lengths[prefix.family]
-            if max(shortest, prefix.length) <= length <= longest
-            for segment in segments
-        )
+        return sum(segment.most_between(first, last) for segment in self._segments_inside(prefix, shortest, longest))
 
     def any_inside(self, prefix: Prefix, shortest: int, longest: int) -> bool:
         """Is there any such?"""
         first, last = bounds(prefix)
-        return any(
-            segment.any_between(first, last)
-            for length, segments in self._lengths[prefix.family]
-            if max(shortest, prefix.length) <= length <= longest
-            for segment in segments
-        )
+        return any(segment.any_between(first, last) for segment in self._segments_inside(prefix, shortest, longest))
+
+    def _segments_inside(self, prefix: Prefix, shortest: int, longest: int) -> Iterator[Segment]:
+        for length, segments in self._lengths[prefix.family]:
+            if max(shortest, prefix.length) <= length <= longest:
+                yield from segments
 
     def any_other_inside(self, prefix: Prefix, verdict: Verdict | None) -> bool:
         """Is there anything effective within the prefix, longer than that, whose verdict is another one?"""

@@ -1,4 +1,4 @@
-"""The kernel tests on Debian 12's own kernels, and what can only be tested with those: see `tests/vm/run.py`."""
+"""What the kernel has a part in, on Debian 12's own ones, and what can only be tested with those: see `tests/vm/run.py`."""
 
 from __future__ import annotations
 
